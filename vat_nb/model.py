@@ -141,9 +141,9 @@ class VAT(nn.Module):
 
 # %% ../nbs/11_model.ipynb #e51e3fd1
 SIZES = dict(
-    tiny=dict(dim=96, heads=4, layers=(4, 3, 2), patch=16, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
-    small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),
-    base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, mels=128, mel_patch=(16, 16), project=256, dropout=0.1, masking=(24, 24)))
+    tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=64, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
+    small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=128, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),
+    base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=0, mels=128, mel_patch=(16, 16), project=256, dropout=0.1, masking=(24, 24)))
 
 
 def build_vat(
@@ -157,7 +157,7 @@ def build_vat(
     "A VAT with fresh weights."
     s: dict[str, Any] = SIZES[size]
     shared = dict(dim=s["dim"], heads=s["heads"], dropout=s["dropout"])
-    video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], **shared)
+    video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], **shared)
     audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=s["masking"], **shared)
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     return VAT(video, audio, fusion, classes, targets, s["project"], temperature, s["dropout"])

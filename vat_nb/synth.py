@@ -6,23 +6,22 @@
 __all__ = ['RATE', 'FPS', 'SIDE', 'VOWELS', 'LIPS', 'MANNERS', 'VALENCE', 'SKINS', 'HAIRS', 'HIDE', 'CODECS', 'Script',
            'write_script', 'lips', 'Manner', 'at_strength', 'Identity', 'make_identity', 'formant_gain', 'pitch_curve',
            'speak', 'Canvas', 'shade', 'draw_head', 'draw_eyes', 'draw_mouth', 'film', 'Plan', 'ceiling', 'plan_demo',
-           'make_clip', 'write_clip', 'write_demo']
+           'make_clip', 'write_clip', 'render', 'write_demo']
 
 # %% ../nbs/06_synth.ipynb #9d3b7368
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
-import cv2, numpy as np, pandas as pd
+import cv2, numpy as np, pandas as pd, soundfile
 from moviepy import ImageSequenceClip
-from moviepy.audio.AudioClip import AudioArrayClip
+from moviepy.video.io.ffmpeg_writer import ffmpeg_write_video
 from tqdm.auto import tqdm
-from .augment import corrupt
 from .releases import MER23
 
 # %% ../nbs/06_synth.ipynb #7ba11bfd
-RATE, FPS, SIDE = 16000, 25, 128  # Hz of the voice, frames per second, pixels
+RATE, FPS, SIDE = 16000, 25, 112  # Hz of the voice, frames per second, pixels
 VOWELS = dict(a=(730, 1090, 2440), e=(530, 1840, 2480), i=(270, 2290, 3010), o=(570, 840, 2410), u=(300, 870, 2240))  # first formants in Hz (Peterson and Barney 1952)
 LIPS = dict(a=(1.0, 0.1), e=(0.65, 0.5), i=(0.4, 0.9), o=(0.75, -0.7), u=(0.4, -1.0))  # vowel -> how far the lips open, how wide they are
 
@@ -263,7 +262,7 @@ def film(
     t = (np.arange(int(script.duration * FPS)) + 0.5) / FPS
     opening, width = lips(script, t)
     blink = np.exp(-((t[:, None] - rng.uniform(0, script.duration + 1, 2)) / 0.06) ** 2).max(1)
-    x0, y0, scale = SIDE / 2 + rng.uniform(-5, 5), SIDE * 0.44 + rng.uniform(-4, 4), SIDE * 0.33 * rng.uniform(0.92, 1.08)
+    x0, y0, scale = SIDE / 2 + rng.uniform(-4, 4), SIDE * 0.45 + rng.uniform(-3, 3), SIDE * 0.4 * rng.uniform(0.93, 1.07)
     beat, drift, gaze = rng.uniform(1.5, 2.5), rng.uniform(0, 6, 3), rng.uniform(-0.4, 0.4)
     frames = []
     for i, now in enumerate(t):
@@ -278,7 +277,7 @@ def film(
     return (np.stack(frames).astype(np.int16) + grain).clip(0, 255).astype(np.uint8)
 
 # %% ../nbs/06_synth.ipynb #daa9652c
-HIDE = 0.4  # share of clips that hide their emotion in the face, and share of others that hide it in the voice
+HIDE = 0.35  # share of clips that hide their emotion in the face, and share of others that hide it in the voice
 
 
 class Plan(NamedTuple):
@@ -305,8 +304,8 @@ def ceiling(
 # %% ../nbs/06_synth.ipynb #1cb0adb3
 def plan_demo(
     seed: int = 0,
-    sizes: dict[str, int] = dict(train=240, test1=120, test2=60, test3=80),  # clips per split
-    people: dict[str, int] = dict(train=14, test1=6, test2=4, test3=6),  # identities per split
+    sizes: dict[str, int] = dict(train=300, test1=96, test2=48, test3=60),  # clips per split
+    people: dict[str, int] = dict(train=20, test1=6, test2=4, test3=6),  # identities per split
 ) -> list[Plan]:
     "Decide every clip of the demo: each emotion and each kind of hiding in its share."
     rng, plans, first = np.random.default_rng(seed), [], 0
@@ -332,6 +331,7 @@ def make_clip(
     script = write_script(rng, voice.rate, rng.uniform(1.3, 1.9))
     frames, wave = film(script, who, face, rng), speak(script, who, voice, rng)
     if not plan.noisy: return frames, wave
+    from vat_nb.augment import corrupt  # brings torch, which takes seconds to import: processes that render clean clips do without
     others = [speak(write_script(rng, 4, 2), make_identity(rng), MANNERS["neutral"], rng) for _ in range(2)]
     return corrupt(frames, wave, others[0] + others[1], rng)[:2]
 
@@ -347,14 +347,18 @@ def write_clip(
 ) -> None:
     "Encode one clip."
     path = Path(path)
-    aside = path.with_name(f".{path.name}.part{path.suffix}")
-    clip = ImageSequenceClip(list(frames), fps=FPS).with_audio(AudioArrayClip(wave[:, None].astype(float), fps=RATE))
-    clip.write_videofile(str(aside), audio_fps=RATE, threads=1, logger=None, temp_audiofile=str(aside) + ".audio" + (".mp3" if path.suffix == ".avi" else ".m4a"), **CODECS[path.suffix])
+    aside, sound = path.with_name(f".part-{path.name}"), path.with_name(f".part-{path.stem}.wav")
+    soundfile.write(sound, wave, RATE)
+    ffmpeg_write_video(ImageSequenceClip(list(frames), fps=FPS), str(aside), FPS, audiofile=str(sound), threads=1, logger=None, **CODECS[path.suffix])
+    sound.unlink()
     aside.replace(path)
 
 
-def _write_planned(job: tuple[str, Plan]) -> None:
-    root, plan = job
+def render(
+    root: str | Path,
+    plan: Plan,
+) -> None:
+    "Write one clip of the demo, unless it is there."
     path = Path(root, plan.split, plan.name + plan.suffix)
     if not path.exists(): write_clip(path, *make_clip(plan))
 
@@ -362,18 +366,20 @@ def _write_planned(job: tuple[str, Plan]) -> None:
 def write_demo(
     root: str | Path,  # folder to write to, such as data/demo
     seed: int = 0,
-    processes: int = 2,  # 1 renders in this process
+    processes: int = 2,  # beside this one; 0 renders in this one
     plans: list[Plan] | None = None,  # None: `plan_demo(seed)`
 ) -> Path:  # root
     "Render the demo release, in MER2023's layout; what exists already is left as it is."
     root, plans = Path(root), plans or plan_demo(seed)
     if (root / "truth.csv").exists(): return root
     for split in {p.split for p in plans}: (root / split).mkdir(parents=True, exist_ok=True)
-    jobs = [(str(root), p) for p in plans]
-    bar = dict(total=len(jobs), desc=f"rendering {root.name}", unit="clip", mininterval=2)
-    if processes > 1:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool: list(tqdm(pool.map(_write_planned, jobs, chunksize=8), **bar))
-    else: list(tqdm(map(_write_planned, jobs), **bar))
+    with tqdm(total=len(plans), desc=f"rendering {root.name}", unit="clip", mininterval=2) as bar:
+        elsewhere = [p for p in plans if processes and not p.noisy]
+        with ProcessPoolExecutor(max(processes, 1), mp_context=get_context("spawn")) as pool:
+            rendering = [pool.submit(render, root, p) for p in elsewhere]
+            for p in plans:
+                if p not in elsewhere: bar.update(render(root, p) is None)
+            for done in as_completed(rendering): bar.update(done.result() is None)
     truth = pd.DataFrame(plans)
     for split, rows in truth[truth.labelled].groupby("split"):
         columns = dict(name="name", emotion="discrete", valence="valence")
