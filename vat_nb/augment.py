@@ -52,8 +52,10 @@ def corrupt(
 # %% ../nbs/05_augment.ipynb #ce34ab78
 def vary_frames(
     video: Tensor,  # [B, T, 3, H, W] uint8
+    amount: float = 1.0,  # 0 (nothing) .. 1
 ) -> Tensor:  # the same shape
     "Crop, mirror and recolour each clip, all its frames alike; draws from torch's global generator."
+    if not amount: return video
     # no hue jitter: it costs four times all the rest
-    vary = v2.Compose([v2.RandomResizedCrop(video.shape[-2:], scale=(0.85, 1), ratio=(0.95, 1.05), antialias=True), v2.RandomHorizontalFlip(), v2.ColorJitter(0.2, 0.2, 0.2)])
+    vary = v2.Compose([v2.RandomResizedCrop(video.shape[-2:], scale=(1 - 0.3 * amount, 1), ratio=(0.9, 1.1), antialias=True), v2.RandomHorizontalFlip(), v2.ColorJitter(*[0.3 * amount] * 3)])
     return torch.stack([vary(clip) for clip in video])

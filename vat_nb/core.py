@@ -158,14 +158,12 @@ def injected_names(
 # %% ../nbs/00_core.ipynb #d0383b9b
 def notebook_recipe(
     names: dict[str, Any],  # the notebook's `globals()`
-    known: Iterable[str],  # names of its parameters cell
-) -> dict[str, Any]:  # the recipe, with the parameters that are not None put in
+) -> dict[str, Any]:  # the recipe, with the parameters that are not None put in; folders are absolute
     "Recipe of `settings.ini` overridden by the parameters of a notebook. Raises ParameterError."
-    known = list(known)
+    known = list(read_recipe("demo"))
     for name in injected_names(names.get("In", [])):
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
     recipe = read_recipe(names["dataset"])
-    given = {k: names[k] for k in known if k != "dataset" and names[k] is not None}
-    recipe |= check_parameters(given, recipe)
+    recipe |= check_parameters({k: names[k] for k in known if k != "dataset" and names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}

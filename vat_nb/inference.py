@@ -4,22 +4,21 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'Predictions', 'predict', 'truth', 'score', 'main_score', 'score_interval', 'submission', 'usual',
-           'save_model', 'load_model', 'predict_files']
+           'results_table', 'save_model', 'load_model', 'predict_files']
 
 # %% ../nbs/19_inference.ipynb #7ffe9bcc
 import json, tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from .core import Clip
 from .loading import make_loader
-from .media import MediaError
 from .metrics import interval, scores
 from .model import VAT, build_vat
-from .preprocess import Store, open_store, preprocess
+from .preprocess import open_store, preprocess
 from .releases import Task
 from .training import load_tensors, save_tensors, write_atomically
 
@@ -135,6 +134,20 @@ def usual(
     return task.classes[np.bincount(y[y >= 0]).argmax()] if (y >= 0).any() else "", [float(x) for x in np.nanmean(t, 0)] if len(t) and t.shape[1] else []
 
 # %% ../nbs/19_inference.ipynb #3b3b0b82
+def results_table(
+    path: str | Path,  # a run's metrics.json
+) -> str:  # Markdown
+    "Scores of every split and head, with intervals, and recall."
+    found = json.loads(Path(path).read_text())
+    lines = ["| split | clips | video | audio | fused | most frequent class |", "|---|---|---|---|---|---|"]
+    for split, r in found["splits"].items():
+        cells = [f"{v:.2f} ({lo:.2f} to {hi:.2f})" for v, lo, hi in r["intervals"].values()]
+        lines.append(f"| {split} | {r['clips']} | {' | '.join(cells)} |")
+    r = found["recall"]
+    recall = [f"{d.replace('->', ' to ')} {r['after']['@5'][d]:.2f}" for d in ("video->audio", "audio->video")]
+    return "\n".join([*lines, "", f"Recall at 5 after pretraining: {', '.join(recall)}; chance {r['chance']['@5']['video->audio']:.2f}."])
+
+# %% ../nbs/19_inference.ipynb #9f5e4a6f
 def save_model(
     folder: str | Path,  # gets model.safetensors and config.json
     model: VAT,
@@ -160,7 +173,7 @@ def load_model(
     model.load_state_dict(tensors)
     return model.to(device).eval(), task, r
 
-# %% ../nbs/19_inference.ipynb #9f5e4a6f
+# %% ../nbs/19_inference.ipynb #a7b7b9fc
 def predict_files(
     paths: Iterable[str | Path],  # videos
     model: VAT, task: Task, recipe: dict[str, Any],  # from `load_model`

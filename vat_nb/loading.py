@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .core import Batch, Clip, lengths_mask
 from .media import SAMPLE_RATE
 from .preprocess import Store
-from .releases import Task
 
 # %% ../nbs/08_loading.ipynb #05f65958
 def window_starts(

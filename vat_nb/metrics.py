@@ -9,7 +9,6 @@ __all__ = ['class_scores', 'target_scores', 'scores', 'confusion', 'interval', '
 import numpy as np, warnings
 from scipy.stats import bootstrap, pearsonr
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, mean_squared_error, top_k_accuracy_score
-from .releases import Task
 
 # %% ../nbs/17_metrics.ipynb #3d63b572
 def class_scores(

@@ -135,6 +135,13 @@ class VAT(nn.Module):
         fused = self.fusion(encoded.video, encoded.audio)
         return Output(encoded, fused, *(self.heads[k](t.cls) for k, t in (("video", encoded.video), ("audio", encoded.audio), ("fusion", fused))))
 
+    def scale_targets(self, t: Tensor) -> None:  # t: [N, K] targets of the training clips, NaN where unlabelled
+        "Let the heads speak in the targets' unit."
+        for k, column in enumerate(t.T):
+            known = column[column.isfinite()]
+            for head in self.heads.values():
+                if len(known) > 1: head.mean[k], head.std[k] = known.mean(), known.std().clamp(min=1e-6)
+
     def clamped_temperature(self) -> Tensor:
         "The temperature, kept in 0.001..0.5 as in Li et al. 2021."
         return self.temperature.clamp(0.001, 0.5)

@@ -8,7 +8,7 @@ __all__ = ['LEDGER', 'write_stored', 'read_stored', 'settings_key', 'preprocess_
            'export_tree']
 
 # %% ../nbs/07_preprocess.ipynb #3a507fbb
-import csv, errno, hashlib, json, math, os
+import csv, errno, hashlib, json, os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict

@@ -7,6 +7,7 @@ __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'set_style', 'new_axes', 'show_matri
            'show_curves', 'show_intervals', 'save_figure']
 
 # %% ../nbs/01_show.ipynb #476986d0
+import math
 from collections.abc import Sequence
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, seaborn as sns
@@ -57,13 +58,13 @@ def show_frames(
     frames,  # [T, H, W, 3] or [T, 3, H, W] uint8
     times: Sequence[float] | None = None,  # [T] s, when each frame is seen; None counts frames
     title: str = "",
-    most: int = 12,  # draw at most this many, evenly chosen
+    most: int = 12,  # draw every frame, or every second, third, ..., to have no more than this many
     ax: Axes | None = None,
 ) -> Axes:
     "Draw frames side by side over their times."
     frames = np.asarray(frames)
     if frames.shape[1] == 3: frames = frames.transpose(0, 2, 3, 1)
-    chosen = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
+    chosen = np.arange(0, len(frames), math.ceil(len(frames) / most))
     at = np.arange(len(frames)) if times is None else np.asarray(times, dtype=float)
     step = (at[chosen[-1]] - at[chosen[0]]) / max(len(chosen) - 1, 1) or 1.0
     ax = ax or new_axes(8, 8 / len(chosen) * frames.shape[1] / frames.shape[2] + 0.5)
@@ -117,7 +118,7 @@ def show_curves(
     for (name, values), style in zip(curves.items(), ("-", "--", "-.", ":") * len(curves)):
         ax.plot(np.arange(1, len(values) + 1), values, style, label=name, marker="." if len(values) < 2 else None)
     if best is not None: ax.axvline(best, color="0.6", linewidth=1, zorder=0, label=f"best: {best}")
-    if curves: ax.legend(frameon=False, fontsize="small")
+    if curves: ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
@@ -141,9 +142,10 @@ def show_intervals(
 
 # %% ../nbs/01_show.ipynb #99cfee7d
 def save_figure(
-    figure: Figure | Axes,  # what to save, or axes on it
+    figure: Figure | Axes | np.ndarray,  # what to save, or axes on it
     path: str | Path,  # the .png or .svg to write; its folder is made
 ) -> None:
     "Write a figure to disk."
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    (figure.figure if isinstance(figure, Axes) else figure).savefig(path, dpi=110)
+    axes = figure.flat[0] if isinstance(figure, np.ndarray) else figure
+    (axes.figure if isinstance(axes, Axes) else axes).savefig(path, dpi=110)

@@ -9,7 +9,7 @@ __all__ = ['class_loss', 'target_loss', 'Weights', 'supervise']
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .model import Output, Scores
+from .model import Scores
 from .momentum import class_targets
 
 # %% ../nbs/16_supervise.ipynb #e4c51eca

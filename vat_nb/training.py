@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['Step', 'Pretrain', 'Finetune', 'lr_at', 'make_accelerator', 'make_optimizer', 'write_atomically', 'save_tensors',
-           'load_tensors', 'refuse_other', 'LiveCurves', 'fit', 'best_epoch', 'is_best', 'save_run', 'load_run']
+           'load_tensors', 'refuse_other', 'LiveCurves', 'fit', 'best_epoch', 'is_best', 'save_run', 'load_run',
+           'student_weights']
 
 # %% ../nbs/18_training.ipynb #909510b4
 import io, json, math, os, time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 import ipywidgets, matplotlib.pyplot as plt, safetensors, torch
@@ -224,6 +225,7 @@ def fit(
     clip_norm: float = 3.0,  # longest gradient
     momentum: float = 0.995,  # of the teacher
     alpha: float = 0.4,  # weight of the teacher's soft targets
+    vary: float = 1.0,  # how much the pictures vary, see `vary_frames`
     validate: Callable[[], dict[str, float]] | None = None,  # scores of held-out clips; the first one is the higher the better
     checkpoint: str | Path | None = None,  # file to go on from and to save to
     about: dict[str, Any] | None = None,  # settings of this run, kept in the checkpoint; others are refused
@@ -245,7 +247,7 @@ def fit(
             bar.update()
             if not len(batch.id): continue
             for group in optimizer.param_groups: group["lr"] = lr_at(step, steps, lr, min_lr, warmup)
-            batch = batch._replace(video=vary_frames(batch.video))
+            batch = batch._replace(video=vary_frames(batch.video, vary))
             out = wrapped(batch, alpha_at(step, len(loader), alpha))
             accelerator.backward(out.loss)
             norm = accelerator.clip_grad_norm_(objective.student.parameters(), clip_norm)
@@ -301,3 +303,11 @@ def load_run(path: str | Path, objective: nn.Module, optimizer, about: dict) -> 
     _load_optimizer(optimizer, tensors)
     _set_random_state(tensors)
     return saved["history"], part("best.")
+
+# %% ../nbs/18_training.ipynb #7295b7e4
+def student_weights(
+    path: str | Path,  # a checkpoint of `fit`
+) -> dict[str, Tensor]:
+    "The student's weights out of a checkpoint, to go on from in another stage."
+    tensors, prefix = load_tensors(path)[0], "objective.student."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,59 @@
+# make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
+# make test    set up, then run every notebook and test
+# make lab     JupyterLab on this machine, with a token
+# Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"
+
+DATASET ?= demo
+P ?=
+VENV := .venv
+BIN := $(VENV)/bin
+OUT := runs/$(DATASET)
+export MPLBACKEND ?= agg
+
+.PHONY: setup train preprocess results test lab export readme figures clean
+
+setup: $(VENV)/.ready
+
+# uv resolves and installs in a minute and hard-links from one cache, so a second clone costs little disk; pip installs uv
+$(VENV)/.ready: pyproject.toml
+	test -x $(BIN)/python || python3 -m venv --without-pip $(VENV)
+	test -x $(BIN)/uv || python3 -m pip --python $(BIN)/python install --quiet uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[dev]'
+	touch $@
+
+train: setup
+	mkdir -p $(OUT)
+	$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
+	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
+
+preprocess: setup
+	mkdir -p $(OUT)
+	$(BIN)/papermill nbs/preprocess.ipynb $(OUT)/preprocess.ipynb --kernel python3 -p dataset $(DATASET) $(P)
+
+# the table in the README
+results: setup
+	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
+
+test: setup
+	$(BIN)/ruff check .
+	$(BIN)/nbdev-test --n-workers 1 --file-glob '[0-9]*.ipynb' --timing
+	$(BIN)/python -m pytest -q tests
+
+lab: setup
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. nbs/index.ipynb
+
+export: setup
+	$(BIN)/nbdev-export
+	$(BIN)/nbdev-clean
+
+readme: setup
+	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --stdout nbs/index.ipynb | sed 's#\.\./##g' > README.md
+
+# the pictures in the README; alignment.png is the demo run's
+figures: setup
+	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
+	test ! -f runs/demo/figures/alignment.png || cp runs/demo/figures/alignment.png figures/
+
+clean:
+	rm -rf $(VENV) build *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache

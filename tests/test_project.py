@@ -1,0 +1,56 @@
+"The project fits together: package and notebooks, README, parameters, imports."
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+from conftest import PROJECT
+
+BIN = PROJECT / ".venv" / "bin" if (PROJECT / ".venv").is_dir() else shutil.os.path.dirname(sys.executable)
+
+
+def test_package_is_what_the_notebooks_export(tmp_path):
+    for name in ("nbs", "vat_nb"): shutil.copytree(PROJECT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+    for name in ("pyproject.toml", "README.md", "settings.ini"): shutil.copy(PROJECT / name, tmp_path / name)
+    for command in ("nbdev-export", "nbdev-clean"): subprocess.run([f"{BIN}/{command}"], cwd=tmp_path, check=True, capture_output=True)
+    for name, suffix in (("vat_nb", ".py"), ("nbs", ".ipynb")):
+        ours, theirs = ({p.name: p.read_text() for p in sorted((top / name).iterdir()) if p.suffix == suffix} for top in (PROJECT, tmp_path))
+        assert ours == theirs, f"{name}/ is out of step: run make export and commit what it changes"
+
+
+def test_readme_is_the_index_notebook():
+    text = subprocess.run([f"{BIN}/jupyter", "nbconvert", "--to", "markdown", "--log-level", "ERROR", "--stdout", "nbs/index.ipynb"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    assert (PROJECT / "README.md").read_text() == text.replace("../", ""), "README.md is out of step: run make readme"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    links = re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", (PROJECT / "README.md").read_text())
+    local = [a or b for a, b in links if not (a or b).startswith("http")]
+    assert local and not [x for x in local if not (PROJECT / x).exists()]
+
+
+def test_notebooks_that_people_run_take_parameters_and_export_nothing():
+    for name in ("train", "preprocess"):
+        cells = json.loads((PROJECT / "nbs" / f"{name}.ipynb").read_text())["cells"]
+        tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+        assert len(tagged) == 1 and "dataset = " in "".join(tagged[0]["source"])
+        assert not any("#| export" in "".join(c["source"]) for c in cells)
+
+
+def test_kept_pictures_are_small():
+    for path in (PROJECT / "nbs").glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            for out in cell.get("outputs", []): assert len(json.dumps(out)) < 200_000, f"{path.name} keeps an output of over 150 kB"
+
+
+def test_import_brings_neither_torch_nor_matplotlib():
+    code = "import sys, vat_nb; print([m for m in ('torch', 'matplotlib', 'numpy', 'pandas') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_parameters_of_train_are_recipe_values():
+    from vat_nb.core import read_recipe
+    cells = json.loads((PROJECT / "nbs" / "train.ipynb").read_text())["cells"]
+    source = "".join(next(c for c in cells if "parameters" in c["metadata"].get("tags", []))["source"])
+    assert set(re.findall(r"^(\w+) = ", source, re.M)) <= set(read_recipe("demo", PROJECT / "settings.ini"))
