@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
 export MPLBACKEND ?= agg
 
-.PHONY: setup train preprocess results test lab export readme figures clean
+.PHONY: setup train preprocess results benchmark test lab export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -35,13 +35,17 @@ preprocess: setup
 results: setup
 	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
 
+benchmark: setup
+	mkdir -p $(OUT)
+	$(BIN)/papermill nbs/benchmark.ipynb $(OUT)/benchmark.ipynb --kernel python3 -p dataset $(DATASET) $(P)
+
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 1 --file-glob '[0-9]*.ipynb' --timing
 	$(BIN)/python -m pytest -q tests
 
 lab: setup
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 export: setup
 	$(BIN)/nbdev-export

@@ -40,8 +40,8 @@ def test_killed_preprocessing_goes_on(small_release, tmp_path):
 def papermill(tmp_path, *parameters, name="train", check=None):
     "Run a notebook as a user does; returns exit code, what was printed, and the results folder."
     out = tmp_path / "out"
-    pairs = [x for p in parameters for x in ("-p", *p.split("=", 1))]
-    run = subprocess.run([sys.executable, "-m", "papermill", f"nbs/{name}.ipynb", tmp_path / f"{name}.ipynb", "--kernel", "python3", *pairs, "-p", "out", out], cwd=PROJECT, capture_output=True, text=True)
+    pairs = [x for p in (*parameters, f"out={out}") for x in ("-p", *p.split("=", 1))]
+    run = subprocess.run([sys.executable, "-m", "papermill", f"nbs/{name}.ipynb", tmp_path / f"{name}.ipynb", "--kernel", "python3", *pairs], cwd=PROJECT, capture_output=True, text=True)
     assert check is None or (run.returncode == 0) == check, run.stderr[-3000:]
     return run.returncode, run.stderr, out
 
@@ -74,7 +74,7 @@ def test_the_whole_road(small_release, tmp_path):
     _, _, out = papermill(tmp_path, *given, check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert found["dataset"] == "mer23" and set(found["splits"]) == {"test1", "test2", "test3"}
-    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(found["splits"]["test1"]) and "recall" in found["splits"]["test1"]
+    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(found["splits"]["test1"]) and set(found["recall"]) == {"before", "after", "chance"}
     for split in ("test1", "test2", "test3"):
         rows = pd.read_csv(out / f"submission_{split}.csv", dtype=str, keep_default_na=False)
         assert sorted(rows["name"]) == sorted(p.stem for p in (release / split).iterdir()), "one row for every clip asked for"
@@ -83,7 +83,17 @@ def test_the_whole_road(small_release, tmp_path):
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
     code, printed, _ = papermill(tmp_path, *given, "lr=0.5")
-    assert code != 0 and "lr: 0.001 then" in printed.replace("0.0001 then", "0.001 then") and (out / "checkpoint/finetune.safetensors").exists()
+    assert code != 0 and "lr: 0.0001 then, 0.5 now" in printed and (out / "checkpoint/finetune.safetensors").exists()
+
+
+def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
+    store = tmp_path / "made" / "store"
+    papermill(tmp_path, "dataset=mer23", f"root={small_release}", f"store={store}", "image=32", "fps=5.0", "tree=True", name="preprocess", check=True)
+    from vat_nb.preprocess import open_store
+    made = open_store(store)
+    assert len(made.usable()) == 40 and len(list((store.parent / "audio").glob("*.wav"))) == 40
+    for clip in made.usable():
+        assert [p.name for p in sorted((store.parent / "frames" / clip.id).iterdir())] == [f"{i + 1:05d}.jpg" for i in range(made.ledger.loc[clip.id, "frames"])]
 
 
 def test_unknown_class_names_the_row(small_release, tmp_path):

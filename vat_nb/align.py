@@ -62,7 +62,8 @@ class Contrast(NamedTuple):
 
 
 def _logits(x: Tensor, batch: Tensor, queue: Tensor, others: Tensor, temperature: Tensor) -> Tensor:  # [B, B + Q]
-    return (x @ torch.cat([batch, queue]).T / temperature).masked_fill(others == -1, -1e4)
+    with torch.autocast(x.device.type, enabled=False):  # in bf16 a cosine has two digits
+        return (x @ torch.cat([batch, queue]).T / temperature).masked_fill(others == -1, -1e4)
 
 
 def contrast(

@@ -114,7 +114,6 @@ class LogMel(nn.Module):
         self.mean, self.std = mean, std
         self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, f_min=20, n_mels=mels, pad_mode="constant")
 
-    @torch.autocast("cuda", enabled=False)
     def forward(
         self,
         audio: Tensor,  # [B, S] int16, or float in -1..1
@@ -123,7 +122,7 @@ class LogMel(nn.Module):
         audio = audio.float() / 32768 if audio.dtype == torch.int16 else audio.float()
         audio, amask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (torch.where(amask, audio, 0), amask))
         mask = amask[:, ::HOP]
-        mel = (self.mel(audio)[..., :mask.shape[1]] + 1e-6).log()
+        with torch.autocast(audio.device.type, enabled=False): mel = (self.mel(audio)[..., :mask.shape[1]] + 1e-6).log()  # bf16 cannot hold quiet sounds
         return torch.where(mask[:, None], (mel - self.mean) / self.std, 0), mask
 
 # %% ../nbs/10_encoders.ipynb #5343a1ed

@@ -76,7 +76,7 @@ class Finetune(nn.Module):
         loss, parts = supervise(heads(self.student(batch)), batch.y, batch.t, self.student.heads["fusion"].std, taught, alpha, self.smoothing, self.weights)
         return Step(loss, parts)
 
-# %% ../nbs/18_training.ipynb #37cf0e95
+# %% ../nbs/18_training.ipynb #7a194e29
 def lr_at(
     step: int,  # steps done
     steps: int,  # steps of the whole run
@@ -89,7 +89,7 @@ def lr_at(
     if step < rise: return lr * (step + 1) / (rise + 1)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))) / 2
 
-# %% ../nbs/18_training.ipynb #d596e5e5
+# %% ../nbs/18_training.ipynb #c8b3b8b3
 def make_accelerator(
     device: str | None = None,  # "cuda", "mps", "cpu"; None takes the first of them that is there
     seed: int = 0,
@@ -114,7 +114,7 @@ def make_optimizer(
     groups = [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
-# %% ../nbs/18_training.ipynb #c8b3b8b3
+# %% ../nbs/18_training.ipynb #67970099
 def write_atomically(
     path: str | Path,
     raw: bytes,
@@ -147,7 +147,7 @@ def load_tensors(
         with safetensors.safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["about"])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {e})") from None
 
-# %% ../nbs/18_training.ipynb #5d59ca5c
+# %% ../nbs/18_training.ipynb #42845af7
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
 
@@ -181,7 +181,7 @@ def refuse_other(
     other = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     if other: raise ValueError(f"the checkpoint {path} was made with other settings ({'; '.join(other)}). Take the same, or another out folder (-p out runs/NAME), or start again with -p resume False")
 
-# %% ../nbs/18_training.ipynb #42845af7
+# %% ../nbs/18_training.ipynb #9423690d
 class LiveCurves:
     "Losses and validation scores, redrawn after each epoch."
 
@@ -214,7 +214,7 @@ class LiveCurves:
         self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/18_training.ipynb #9423690d
+# %% ../nbs/18_training.ipynb #85600d61
 def fit(
     objective: Pretrain | Finetune,
     loader: DataLoader,  # of Batch; its sampler has `set_epoch`
@@ -273,7 +273,7 @@ def fit(
     if best: objective.student.load_state_dict(best)
     return history
 
-# %% ../nbs/18_training.ipynb #85600d61
+# %% ../nbs/18_training.ipynb #c4ed3520
 def best_epoch(
     history: list[dict[str, float]],
 ) -> int | None:  # counted from 1
@@ -304,7 +304,7 @@ def load_run(path: str | Path, objective: nn.Module, optimizer, about: dict) -> 
     _set_random_state(tensors)
     return saved["history"], part("best.")
 
-# %% ../nbs/18_training.ipynb #7295b7e4
+# %% ../nbs/18_training.ipynb #96470b30
 def student_weights(
     path: str | Path,  # a checkpoint of `fit`
 ) -> dict[str, Tensor]:
