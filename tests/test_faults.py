@@ -111,13 +111,13 @@ from pathlib import Path
 from vat_nb.loading import make_loader
 from vat_nb.model import build_vat
 from vat_nb.preprocess import open_store
-from vat_nb.training import Pretrain, fit, make_accelerator, save_tensors
+from vat_nb.training import Pretrain, Schedule, fit, make_accelerator, save_tensors
 if __name__ == "__main__":
     store, out, epochs = open_store(sys.argv[1]), Path(sys.argv[2]), 6
     accelerator = make_accelerator("cpu", 3)
     torch.use_deterministic_algorithms(True)
     objective = Pretrain(build_vat("tiny", 64, 10.0, 6, 1), queue=13)
-    fit(objective, make_loader(store, store.usable("train"), 20, 8, True), accelerator, epochs, 1e-3, momentum=0.9, checkpoint=out / "run.safetensors", about=dict(a=1))
+    fit(objective, make_loader(store, store.usable("train"), 20, 8, True), accelerator, epochs, Schedule(1e-3, momentum=0.9), checkpoint=out / "run.safetensors", about=dict(a=1))
     save_tensors(out / "end.safetensors", objective.state_dict(), {})
 """
 

@@ -28,7 +28,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vat_nb.core.lengths_mask': ('core.html#lengths_mask', 'vat_nb/core.py'),
                              'vat_nb.core.masked_mean': ('core.html#masked_mean', 'vat_nb/core.py'),
                              'vat_nb.core.notebook_recipe': ('core.html#notebook_recipe', 'vat_nb/core.py'),
-                             'vat_nb.core.read_recipe': ('core.html#read_recipe', 'vat_nb/core.py')},
+                             'vat_nb.core.read_recipe': ('core.html#read_recipe', 'vat_nb/core.py'),
+                             'vat_nb.core.write_atomically': ('core.html#write_atomically', 'vat_nb/core.py')},
             'vat_nb.encoders': { 'vat_nb.encoders.AudioEncoder': ('encoders.html#audioencoder', 'vat_nb/encoders.py'),
                                  'vat_nb.encoders.AudioEncoder.__init__': ('encoders.html#audioencoder.__init__', 'vat_nb/encoders.py'),
                                  'vat_nb.encoders.AudioEncoder.forward': ('encoders.html#audioencoder.forward', 'vat_nb/encoders.py'),
@@ -46,6 +47,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vat_nb.encoders.conv_stem': ('encoders.html#conv_stem', 'vat_nb/encoders.py')},
             'vat_nb.explore': { 'vat_nb.explore._arrow': ('explore.html#_arrow', 'vat_nb/explore.py'),
                                 'vat_nb.explore._box': ('explore.html#_box', 'vat_nb/explore.py'),
+                                'vat_nb.explore._pipeline_arrows': ('explore.html#_pipeline_arrows', 'vat_nb/explore.py'),
                                 'vat_nb.explore.alignment_order': ('explore.html#alignment_order', 'vat_nb/explore.py'),
                                 'vat_nb.explore.cross_attention': ('explore.html#cross_attention', 'vat_nb/explore.py'),
                                 'vat_nb.explore.head_scores': ('explore.html#head_scores', 'vat_nb/explore.py'),
@@ -242,6 +244,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vat_nb.training.Pretrain.__init__': ('training.html#pretrain.__init__', 'vat_nb/training.py'),
                                  'vat_nb.training.Pretrain.choose': ('training.html#pretrain.choose', 'vat_nb/training.py'),
                                  'vat_nb.training.Pretrain.forward': ('training.html#pretrain.forward', 'vat_nb/training.py'),
+                                 'vat_nb.training.Schedule': ('training.html#schedule', 'vat_nb/training.py'),
                                  'vat_nb.training.Step': ('training.html#step', 'vat_nb/training.py'),
                                  'vat_nb.training._load_optimizer': ('training.html#_load_optimizer', 'vat_nb/training.py'),
                                  'vat_nb.training._optimizer_tensors': ('training.html#_optimizer_tensors', 'vat_nb/training.py'),
@@ -259,4 +262,4 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vat_nb.training.save_run': ('training.html#save_run', 'vat_nb/training.py'),
                                  'vat_nb.training.save_tensors': ('training.html#save_tensors', 'vat_nb/training.py'),
                                  'vat_nb.training.student_weights': ('training.html#student_weights', 'vat_nb/training.py'),
-                                 'vat_nb.training.write_atomically': ('training.html#write_atomically', 'vat_nb/training.py')}}}
+                                 'vat_nb.training.train_epoch': ('training.html#train_epoch', 'vat_nb/training.py')}}}

@@ -63,7 +63,7 @@ def alignment_order(
     order = sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], predictions.clips[i].id))
     return [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
 
-
+# %% ../nbs/20_explore.ipynb #0ab5a5b5
 def show_alignment(
     predictions: Predictions,
     task: Task,
@@ -89,7 +89,7 @@ def show_alignment(
     ax.set(xlabel="audio of clip", ylabel="video of clip", title=title)
     return ax
 
-# %% ../nbs/20_explore.ipynb #e9b7f08f
+# %% ../nbs/20_explore.ipynb #61a8c7ca
 @torch.no_grad()
 def cross_attention(
     model: VAT,
@@ -106,7 +106,7 @@ def cross_attention(
     time = rearrange(w, "(n b) (m g) -> n b m g", b=bands, g=grid ** 2)
     return time.mean(1).sum(-1), rearrange(w.mean(0), "(m h w) -> m h w", h=grid, w=grid)
 
-
+# %% ../nbs/20_explore.ipynb #eb7f03dc
 def show_attention(
     model: VAT,
     batch: Batch,  # of one clip
@@ -129,7 +129,7 @@ def show_attention(
     axs[2].set(xlabel="time of the picture (s)", ylabel="time of the\nsound (s)")
     return axs
 
-# %% ../nbs/20_explore.ipynb #f749cf5d
+# %% ../nbs/20_explore.ipynb #500593bc
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False) -> None:
     style = f"round,pad=0,rounding_size={h / 2 if round_ else 0.08}"
     ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="0.25", linewidth=1.1, linestyle="--" if dashed else "-"))
@@ -140,7 +140,26 @@ def _arrow(ax: Axes, start: tuple, end: tuple, text: str = "", dashed: bool = Fa
     ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.2, linestyle="--" if dashed else "-", connectionstyle=f"arc3,rad={bend}", shrinkA=0, shrinkB=1))
     if text: ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=8, color="0.25")
 
+# %% ../nbs/20_explore.ipynb #b07c9291
+def _pipeline_arrows(ax: Axes) -> None:
+    for y in (4.8, 2.4): _arrow(ax, (1.9, y), (2.55, y))
+    _arrow(ax, (4.85, 4.95), (6.6, 4.15), bend=-0.15)
+    ax.text(6.1, 4.85, "tokens", ha="center", fontsize=8, color="0.25")
+    _arrow(ax, (4.85, 2.25), (6.6, 3.05), bend=0.15)
+    _arrow(ax, (4.6, 4.25), (5.5, 3.92), "[CLS]")
+    _arrow(ax, (4.6, 2.95), (5.5, 3.28), "[CLS]")
+    _arrow(ax, (9.2, 3.95), (10.55, 4.65), "[CLS]")
+    _arrow(ax, (9.2, 3.6), (10.55, 3.6))
+    ax.annotate("", (12.6, 3.26), (4.85, 1.98), arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.0, connectionstyle="angle3,angleA=0,angleB=90"))
+    ax.text(8.9, 1.72, "each modality is supervised too (blended)", fontsize=8, color="0.25", ha="center")
+    _arrow(ax, (3.7, 1.82), (3.7, 1.22), dashed=True)
+    _arrow(ax, (5.4, 0.75), (6.13, 0.75), dashed=True)
+    _arrow(ax, (5.0, 1.2), (5.7, 3.22), dashed=True, bend=-0.1)
+    _arrow(ax, (6.8, 1.22), (5.95, 3.25), dashed=True, bend=0.1)
+    _arrow(ax, (4.9, 0.28), (9.0, 0.5), dashed=True, bend=0.22)
+    _arrow(ax, (11.2, 1.22), (11.9, 3.22), dashed=True, bend=0.1)
 
+# %% ../nbs/20_explore.ipynb #c048fbbc
 def show_pipeline() -> Axes:
     "Draw VAT: encoders, fusion, heads, teacher, queue and losses."
     ax = new_axes(11, 4.7)
@@ -158,20 +177,5 @@ def show_pipeline() -> Axes:
     _box(ax, 3.7, 0.75, 3.4, 0.9, "momentum teacher\n(a slow copy of all)", slow, dashed=True)
     _box(ax, 7.0, 0.75, 1.7, 0.9, "queue of\nclips", slow, dashed=True)
     _box(ax, 10.3, 0.75, 2.6, 0.9, "soft pseudo-targets", slow, dashed=True)
-    for y in (4.8, 2.4): _arrow(ax, (1.9, y), (2.55, y))
-    _arrow(ax, (4.85, 4.95), (6.6, 4.15), bend=-0.15)
-    ax.text(6.1, 4.85, "tokens", ha="center", fontsize=8, color="0.25")
-    _arrow(ax, (4.85, 2.25), (6.6, 3.05), bend=0.15)
-    _arrow(ax, (4.6, 4.25), (5.5, 3.92), "[CLS]")
-    _arrow(ax, (4.6, 2.95), (5.5, 3.28), "[CLS]")
-    _arrow(ax, (9.2, 3.95), (10.55, 4.65), "[CLS]")
-    _arrow(ax, (9.2, 3.6), (10.55, 3.6))
-    ax.annotate("", (12.6, 3.26), (4.85, 1.98), arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.0, connectionstyle="angle3,angleA=0,angleB=90"))
-    ax.text(8.9, 1.72, "each modality is supervised too (blended)", fontsize=8, color="0.25", ha="center")
-    _arrow(ax, (3.7, 1.82), (3.7, 1.22), dashed=True)
-    _arrow(ax, (5.4, 0.75), (6.13, 0.75), dashed=True)
-    _arrow(ax, (5.0, 1.2), (5.7, 3.22), dashed=True, bend=-0.1)
-    _arrow(ax, (6.8, 1.22), (5.95, 3.25), dashed=True, bend=0.1)
-    _arrow(ax, (4.9, 0.28), (9.0, 0.5), dashed=True, bend=0.22)
-    _arrow(ax, (11.2, 1.22), (11.9, 3.22), dashed=True, bend=0.1)
+    _pipeline_arrows(ax)
     return ax

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
-from .core import Clip
+from .core import Clip, write_atomically
 from .loading import make_loader
 from .metrics import interval, scores, weighted_f1
 from .model import VAT, build_vat
 from .preprocess import open_store, preprocess
 from .releases import Task
-from .training import load_tensors, save_tensors, write_atomically
+from .training import load_tensors, save_tensors
 
 # %% ../nbs/19_inference.ipynb #90ef1f3e
 HEADS = ("video", "audio", "fusion")  # in the order of `model.Output`
@@ -38,7 +38,7 @@ class Predictions(NamedTuple):
         "Class probabilities of one head."
         return torch.from_numpy(self.logits[head]).softmax(-1).numpy()
 
-
+# %% ../nbs/19_inference.ipynb #a7d20607
 @torch.no_grad()
 def predict(
     model: VAT,
@@ -61,7 +61,7 @@ def predict(
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True).clip(1e-9)
     return Predictions(clips, {h: mean(whole[f"{h} logits"]) for h in HEADS}, {h: mean(whole[f"{h} values"]) for h in HEADS}, unit(mean(whole["v"])), unit(mean(whole["a"])))
 
-# %% ../nbs/19_inference.ipynb #b9fcdeb5
+# %% ../nbs/19_inference.ipynb #c6eac3c7
 def truth(
     clips: Sequence[Clip],
     task: Task,
@@ -84,7 +84,7 @@ def _pairs(p: Predictions, task: Task, head: str) -> tuple:
     y, t = truth(p.clips, task)
     return y, p.logits[head], t, p.values[head]
 
-
+# %% ../nbs/19_inference.ipynb #569f8a2d
 def main_score(
     found: dict[str, float],  # from `score`
     task: Task,
@@ -107,7 +107,7 @@ def score_interval(
     else: of = lambda rows: scores(y[rows], p[rows], t[rows], v[rows]).get(name, np.nan)
     return of(np.arange(len(y))), *interval(of, len(y), draws=500)
 
-# %% ../nbs/19_inference.ipynb #940cffc8
+# %% ../nbs/19_inference.ipynb #aab09fff
 def submission(
     predictions: Predictions,
     task: Task,
@@ -134,7 +134,7 @@ def usual(
     y, t = truth(clips, task)
     return task.classes[np.bincount(y[y >= 0]).argmax()] if (y >= 0).any() else "", [float(x) for x in np.nanmean(t, 0)] if len(t) and t.shape[1] else []
 
-# %% ../nbs/19_inference.ipynb #3b3b0b82
+# %% ../nbs/19_inference.ipynb #f0120ec7
 def results_table(
     path: str | Path,  # a run's metrics.json
 ) -> str:  # Markdown
@@ -148,7 +148,7 @@ def results_table(
     recall = [f"{d.replace('->', ' to ')} {r['after']['@5'][d]:.2f}" for d in ("video->audio", "audio->video")]
     return "\n".join([*lines, "", f"Recall at 5 after pretraining: {', '.join(recall)}; chance {r['chance']['@5']['video->audio']:.2f}."])
 
-# %% ../nbs/19_inference.ipynb #9f5e4a6f
+# %% ../nbs/19_inference.ipynb #e8716ce3
 def save_model(
     folder: str | Path,  # gets model.safetensors and config.json
     model: VAT,
@@ -174,7 +174,7 @@ def load_model(
     model.load_state_dict(tensors)
     return model.to(device).eval(), task, r
 
-# %% ../nbs/19_inference.ipynb #a7b7b9fc
+# %% ../nbs/19_inference.ipynb #c85c4dd2
 def predict_files(
     paths: Iterable[str | Path],  # videos
     model: VAT, task: Task, recipe: dict[str, Any],  # from `load_model`

@@ -144,7 +144,7 @@ class Sound:
         joined = join_chunks(self.chunks, self.rate)
         return [(t - origin, (np.concatenate(x, 1).mean(0, dtype=np.float32) - self.silence) / self.full) for t, x in joined]
 
-
+# %% ../nbs/02_media.ipynb #4a90f7bf
 def join_chunks(
     chunks: list[tuple[float, np.ndarray]],  # (s, [C, S] samples) in order
     rate: int,  # Hz
@@ -159,7 +159,7 @@ def join_chunks(
         goes_on += x.shape[1] / rate
     return runs
 
-
+# %% ../nbs/02_media.ipynb #b9ae1139
 @lru_cache
 def _resampler(rate: int) -> torchaudio.transforms.Resample: return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
 
@@ -178,7 +178,7 @@ def lay_audio(
     if rate != SAMPLE_RATE and len(line): line = _resampler(rate)(torch.from_numpy(line)).numpy()
     return (line[:round(duration * SAMPLE_RATE)] * 32768).round().clip(-32768, 32767).astype(np.int16)
 
-# %% ../nbs/02_media.ipynb #e3e7207d
+# %% ../nbs/02_media.ipynb #c866516c
 _CONTAINERS = (b"RIFF", b"\x1aE\xdf\xa3", b"OggS", b"ID3", b"FLV", b"\0\0\1\xba", b"G")  # how AVI/WAV, Matroska, Ogg, MP3, FLV, MPEG-PS and -TS begin
 
 
@@ -196,7 +196,7 @@ def _open(path: str | Path):
         raise MediaError("NOT_MEDIA", path, "no picture and no sound")
     return container
 
-# %% ../nbs/02_media.ipynb #b9ae1139
+# %% ../nbs/02_media.ipynb #739156b6
 @dataclass
 class Counts:
     "What one pass over a file has met."
@@ -233,7 +233,7 @@ def _set_sound_aside(frames: Iterable, sound: Sound) -> Iterator[tuple[float | N
         if isinstance(f, av.VideoFrame): yield at, f
         else: sound.hear(f, at)
 
-# %% ../nbs/02_media.ipynb #da725fe1
+# %% ../nbs/02_media.ipynb #a6f868ee
 def pick_frames(
     frames: Iterable[tuple[float | None, av.VideoFrame]],  # time in the file in s, and frame, in the order shown
     fps: float,  # frames wanted per second
@@ -248,7 +248,7 @@ def pick_frames(
         if shown is not None: yield shown, [(k + 0.5) / fps for k in times_within(at - origin, now - origin, fps)], now - origin
         shown, at = frame, now
 
-# %% ../nbs/02_media.ipynb #874863c1
+# %% ../nbs/02_media.ipynb #8fa546bb
 def _streams(container) -> tuple:  # picture and sound, or None
     cover = av.stream.Disposition.attached_pic
     return next((s for s in container.streams.video if not s.disposition & cover), None), next(iter(container.streams.audio), None)
@@ -264,7 +264,7 @@ def _pictures(frames, video, fps, size, quality, origin, length) -> tuple[list[b
     if left and not jpegs: jpegs, times = [_square_jpeg(frame, size, quality, aspect, scaler)], [max(left, 0.0) / 2]
     return jpegs, times, left if length is None else min(left, length)
 
-# %% ../nbs/02_media.ipynb #38edd8ff
+# %% ../nbs/02_media.ipynb #2973e0a4
 def read_clip(
     path: str | Path,  # any file that FFmpeg reads
     fps: float = 4.0,  # frames kept per second

@@ -33,7 +33,7 @@ def class_scores(
         uar = balanced_accuracy_score(y, p)
     return dict(f1=f1, accuracy=accuracy_score(y, p), uar=uar)
 
-
+# %% ../nbs/17_metrics.ipynb #944dc271
 def target_scores(
     t: np.ndarray,  # [N, K] targets, NaN where unlabelled
     v: np.ndarray,  # [N, K] predictions
@@ -47,7 +47,7 @@ def target_scores(
         correlations.append(pearsonr(t_k[known], v_k[known]).statistic if varies else np.nan)
     return dict(mse=float(np.mean(errors)), pearson=float(np.mean(correlations))) if errors else {}
 
-
+# %% ../nbs/17_metrics.ipynb #b195bc8c
 def scores(
     y: np.ndarray,  # [N] class, -100 where unlabelled
     p: np.ndarray,  # [N, C] probabilities or logits
@@ -58,7 +58,7 @@ def scores(
     both = class_scores(y, p) | target_scores(t, v)
     return both | (dict(combined=both["f1"] - 0.25 * both["mse"]) if "mse" in both else {})
 
-# %% ../nbs/17_metrics.ipynb #e23c64c1
+# %% ../nbs/17_metrics.ipynb #1d654b1b
 def confusion(
     y: np.ndarray,  # [N] class, -100 where unlabelled
     p: np.ndarray,  # [N, C] probabilities or logits
@@ -67,7 +67,7 @@ def confusion(
     known = y >= 0
     return confusion_matrix(y[known], p[known].argmax(1), labels=range(p.shape[1]))
 
-# %% ../nbs/17_metrics.ipynb #509732e8
+# %% ../nbs/17_metrics.ipynb #944e6779
 def interval(
     score,  # function of row indices [M] -> float
     n: int,  # clips
@@ -80,7 +80,7 @@ def interval(
     found = bootstrap((np.arange(n),), score, vectorized=False, confidence_level=level, n_resamples=draws, method="percentile", rng=seed).confidence_interval
     return float(found.low), float(found.high)
 
-# %% ../nbs/17_metrics.ipynb #cd4b8b69
+# %% ../nbs/17_metrics.ipynb #1aaa0bf7
 def recall_at(
     sim: np.ndarray,  # [N, N] similarity, video rows against audio columns, partners on the diagonal
     k: int = 1,

@@ -98,7 +98,7 @@ class Output(NamedTuple):
     audio: Scores
     fusion: Scores
 
-
+# %% ../nbs/11_model.ipynb #e51e3fd1
 class VAT(nn.Module):
     "The video-audio transformer (Ding et al. 2023)."
 
@@ -146,7 +146,7 @@ class VAT(nn.Module):
         "The temperature, kept in 0.001..0.5 as in Li et al. 2021."
         return self.temperature.clamp(0.001, 0.5)
 
-# %% ../nbs/11_model.ipynb #e51e3fd1
+# %% ../nbs/11_model.ipynb #911a3b3a
 SIZES = dict(
     tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=64, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
     small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=128, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, pandas as pd, safetensors.numpy, soundfile, torch
 from tqdm.auto import tqdm
-from .core import Clip
+from .core import Clip, write_atomically
 from .media import SAMPLE_RATE, Media, MediaError, read_clip
 from .releases import Task
 
@@ -30,14 +30,7 @@ def write_stored(
     offsets = np.cumsum([0, *map(len, media.jpegs)], dtype=np.int64)
     arrays = dict(jpeg=np.frombuffer(b"".join(media.jpegs), np.uint8), offsets=offsets, times=media.times.astype(np.float64), audio=media.audio)
     raw = safetensors.numpy.save(arrays, dict(duration=repr(media.duration), reasons=" ".join(media.reasons), detail=media.detail))
-    path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(raw)
-        os.replace(aside, path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
+    write_atomically(path, raw)
     return len(raw)
 
 
@@ -105,11 +98,9 @@ def write_ledger(
     ledger: pd.DataFrame,
 ) -> None:
     "Replace the ledger, atomically."
-    aside = Path(store, f".ledger.csv.{os.getpid()}")
-    ledger.to_csv(aside, index=False)
-    os.replace(aside, Path(store, "ledger.csv"))
+    write_atomically(Path(store, "ledger.csv"), ledger.to_csv(index=False).encode())
 
-
+# %% ../nbs/07_preprocess.ipynb #66f99208
 def unfinished(
     clips: list[Clip],
     store: str | Path,
@@ -125,7 +116,7 @@ def unfinished(
         return r["status"] == "failed" or c.id in stored
     return [c for c in clips if not is_done(c)]
 
-# %% ../nbs/07_preprocess.ipynb #de85cdb0
+# %% ../nbs/07_preprocess.ipynb #f86e8f18
 def _one_thread() -> None: torch.set_num_threads(1)
 
 
@@ -144,7 +135,7 @@ def _rows(clips: list[Clip], folder: Path, settings: dict, processes: int) -> It
                 yield done.result()
         finally: pool.shutdown(wait=True, cancel_futures=True)
 
-
+# %% ../nbs/07_preprocess.ipynb #15840627
 def preprocess(
     clips: list[Clip],
     task: Task,
@@ -175,7 +166,7 @@ def preprocess(
     write_ledger(store, ledger)
     return ledger
 
-# %% ../nbs/07_preprocess.ipynb #66f99208
+# %% ../nbs/07_preprocess.ipynb #830e6a3b
 class Store(NamedTuple):
     "A store, opened."
     path: Path
@@ -202,12 +193,10 @@ def write_clips(
 ) -> None:
     "Write clips.csv and settings.json, so that the store can be used where the videos are not."
     table = pd.DataFrame([asdict(c) | dict(zip(task.targets, c.targets)) for c in clips]).drop(columns="targets", errors="ignore")
-    for name, text in (("clips.csv", table.to_csv(index=False)), ("settings.json", json.dumps(dict(settings=settings, task=asdict(task)), indent=1))):
-        aside = Path(store, f".{name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        os.replace(aside, Path(store, name))
+    write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
+    write_atomically(Path(store, "settings.json"), json.dumps(dict(settings=settings, task=asdict(task)), indent=1).encode())
 
-
+# %% ../nbs/07_preprocess.ipynb #3362bc5f
 def open_store(
     path: str | Path,
 ) -> Store:
@@ -222,7 +211,7 @@ def open_store(
              for r in table.to_dict("records")]
     return Store(path, clips, task, about["settings"], read_ledger(path).set_index("id"))
 
-# %% ../nbs/07_preprocess.ipynb #ec426289
+# %% ../nbs/07_preprocess.ipynb #b516131e
 def summarise(
     ledger: pd.DataFrame,
 ) -> pd.DataFrame:  # clips by status and reason
@@ -241,7 +230,7 @@ def refuse_failed(
         why = ", ".join(f"{n} {r}" for r, n in failed["reason"].value_counts().items())
         raise ValueError(f"{len(failed)} of {len(ledger)} clips failed ({why}), more than max_failed={most:g} allows. See which: rows with status failed in {Path(store) / 'ledger.csv'}")
 
-# %% ../nbs/07_preprocess.ipynb #eda93429
+# %% ../nbs/07_preprocess.ipynb #61d6c447
 def export_tree(
     store: Store,
     folder: str | Path,  # gets frames/<id>/00001.jpg and audio/<id>.wav

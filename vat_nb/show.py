@@ -73,7 +73,7 @@ def show_frames(
     ax.spines["left"].set_visible(False)
     return ax
 
-
+# %% ../nbs/01_show.ipynb #b77d6ee6
 def show_wave(
     wave,  # [S] int16 or float
     sample_rate: int = 16000,  # Hz
@@ -90,7 +90,7 @@ def show_wave(
     ax.set(xlim=(0, max(len(wave), 1) / sample_rate), xlabel="time (s)", ylabel="amplitude", title=title)
     return ax
 
-
+# %% ../nbs/01_show.ipynb #491ae7bd
 def show_logmel(
     mel,  # [F, T] log energies
     hop: float = 0.01,  # s from one column to the next
@@ -106,7 +106,7 @@ def show_logmel(
     ax.set(xlabel="time (s)", ylabel="mel band", title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #0cf7af8a
+# %% ../nbs/01_show.ipynb #99cfee7d
 def show_curves(
     curves: dict[str, Sequence[float]],  # name -> one value per epoch
     xlabel: str = "epoch", ylabel: str = "loss", title: str = "",
@@ -140,7 +140,7 @@ def show_intervals(
     ax.set(yticks=range(len(scores)), yticklabels=list(scores), ylim=(len(scores) - 0.5, -0.5), xlabel=xlabel, title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #99cfee7d
+# %% ../nbs/01_show.ipynb #8494a0b4
 def save_figure(
     figure: Figure | Axes | np.ndarray,  # what to save, or axes on it
     path: str | Path,  # the .png or .svg to write; its folder is made

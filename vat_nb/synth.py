@@ -50,7 +50,7 @@ def write_script(
     n = len(onsets)
     return Script(duration, np.array(onsets), np.array(lengths), list(rng.choice(list(VOWELS), n)), rng.uniform(0.6, 1, n))
 
-
+# %% ../nbs/06_synth.ipynb #2aafd49d
 def lips(
     script: Script,
     t: np.ndarray,  # [N] s
@@ -61,7 +61,7 @@ def lips(
     opening, width = np.array([LIPS[v] for v in script.vowels]).T
     return (bump * opening).sum(1), (bump * width).sum(1)
 
-# %% ../nbs/06_synth.ipynb #dd133943
+# %% ../nbs/06_synth.ipynb #a85259ea
 class Manner(NamedTuple):
     "One emotion at full strength; neutral is all zeros but the rate."
     brow_in: float = 0; brow_out: float = 0; knit: float = 0  # brows: inner end up, outer end up, drawn together
@@ -89,7 +89,7 @@ def at_strength(
     "A manner between neutral and the full emotion."
     return Manner(*(n + strength * (m - n) for n, m in zip(MANNERS["neutral"], MANNERS[emotion])))
 
-# %% ../nbs/06_synth.ipynb #7dd59c8c
+# %% ../nbs/06_synth.ipynb #35cb85ad
 @dataclass(frozen=True)
 class Identity:
     "One synthetic person."
@@ -116,7 +116,7 @@ def make_identity(
                     (1.25 if low else 0.85) * f(0.15), f(0.15), not low and rng.random() < 0.85, float(rng.uniform(0, 1)), float(low and rng.random() < 0.35),
                     float(rng.uniform(95, 135) if low else rng.uniform(175, 235)), float((1.0 if low else 1.15) * f(0.04)))
 
-# %% ../nbs/06_synth.ipynb #35cb85ad
+# %% ../nbs/06_synth.ipynb #723bf6e4
 def formant_gain(
     f: np.ndarray,  # [..., 1] Hz
     formants: np.ndarray,  # [..., n] Hz
@@ -125,7 +125,7 @@ def formant_gain(
     width = 60 + 0.04 * formants
     return (formants ** 2 / np.sqrt((f ** 2 - formants ** 2) ** 2 + (f * width) ** 2)).prod(-1)
 
-
+# %% ../nbs/06_synth.ipynb #c4421de5
 def pitch_curve(
     script: Script,
     who: Identity,
@@ -140,7 +140,7 @@ def pitch_curve(
     st = how.pitch + (2 + how.span) * accents + how.slope * (t / script.duration - 0.5) + how.tremor * np.sin(2 * np.pi * 7 * t) + (0.15 + how.rough) * wander
     return who.pitch * 2 ** (st / 12)
 
-
+# %% ../nbs/06_synth.ipynb #5b034725
 def speak(
     script: Script,
     who: Identity,
@@ -166,7 +166,7 @@ def speak(
     voice = voice / (voice.std() + 1e-9) + (0.04 + how.breath) * noise + 0.12 * hiss
     return (0.06 * 10 ** (how.energy / 20) * voice + 1e-4 * rng.normal(size=len(t))).clip(-1, 1).astype(np.float32)
 
-# %% ../nbs/06_synth.ipynb #df6ddd7d
+# %% ../nbs/06_synth.ipynb #f3d3a028
 class Canvas:
     "A picture that is drawn on in the coordinates of a head."
 
@@ -200,7 +200,7 @@ def shade(
     "A darker or lighter colour."
     return tuple(int(min(255, c * by)) for c in colour)
 
-# %% ../nbs/06_synth.ipynb #5b034725
+# %% ../nbs/06_synth.ipynb #9c82a4c9
 def draw_head(c: Canvas, who: Identity) -> None:
     "Shoulders, neck, hair, ears, head and nose."
     w = 0.72 * who.width
@@ -217,7 +217,7 @@ def draw_head(c: Canvas, who: Identity) -> None:
     c.fill([(-w, -0.1), (-0.95 * w, -0.55), (-0.5, -0.9), (0.5, -0.9), (0.95 * w, -0.55), (w, -0.1), (0.8 * w, fringe), (0.1, fringe - 0.12), (-0.8 * w, fringe)], who.hair)
     c.line([(0.03, 0.02), (0.09 * who.nose, 0.3), (-0.05, 0.33)], shade(who.skin, 0.72), 0.05)
 
-
+# %% ../nbs/06_synth.ipynb #5a4d86d0
 def draw_eyes(c: Canvas, who: Identity, how: Manner, blink: float, gaze: float) -> None:
     "Eyes and brows: lids by surprise and sadness, brows by all."
     for side in (-1, 1):
@@ -233,7 +233,7 @@ def draw_eyes(c: Canvas, who: Identity, how: Manner, blink: float, gaze: float) 
     if how.knit > 0.4:
         for side in (-1, 1): c.line([(side * 0.05, -0.24), (side * 0.045, -0.12)], shade(who.skin, 0.62), 0.03)
 
-
+# %% ../nbs/06_synth.ipynb #e8da249a
 def draw_mouth(c: Canvas, who: Identity, how: Manner, opening: float, width: float) -> None:
     "Lips, and what shows between them: opening and width follow the syllables, corners the emotion."
     half, y = 0.26 * who.mouth * (1 + 0.22 * width + 0.18 * abs(how.smile)), 0.58
@@ -251,7 +251,7 @@ def draw_mouth(c: Canvas, who: Identity, how: Manner, opening: float, width: flo
     if how.smile > 0.5:
         for side in (-1, 1): c.line([(side * (half + 0.08), y - 0.2), (side * (half + 0.11), y - 0.06)], shade(who.skin, 0.75), 0.03)
 
-# %% ../nbs/06_synth.ipynb #811e684e
+# %% ../nbs/06_synth.ipynb #ebe70fe2
 def film(
     script: Script,
     who: Identity,
@@ -276,7 +276,7 @@ def film(
     grain = rng.normal(0, 3, (SIDE, SIDE, 1)).astype(np.int16)  # a real camera's picture is never flat
     return (np.stack(frames).astype(np.int16) + grain).clip(0, 255).astype(np.uint8)
 
-# %% ../nbs/06_synth.ipynb #22dca178
+# %% ../nbs/06_synth.ipynb #400f3e05
 def show_cast(
     seeds: tuple[int, ...] = (1, 5, 8),  # one person each
 ) -> np.ndarray:  # of axes
@@ -289,7 +289,7 @@ def show_cast(
             ax.set(xticks=[], yticks=[], title=e if seed == seeds[0] else "", frame_on=False)
     return axs
 
-# %% ../nbs/06_synth.ipynb #89cee59f
+# %% ../nbs/06_synth.ipynb #8a243a36
 HIDE = 0.35  # share of clips that hide their emotion in the face, and share of others that hide it in the voice
 
 
@@ -314,7 +314,7 @@ def ceiling(
     "Best accuracy that one modality allows: what looks neutral is best called neutral."
     return ((classes - 1) * (1 - hide) + 1) / classes
 
-# %% ../nbs/06_synth.ipynb #9c82a4c9
+# %% ../nbs/06_synth.ipynb #b8d4d53e
 def plan_demo(
     seed: int = 0,
     sizes: dict[str, int] = dict(train=300, test1=96, test2=48, test3=60),  # clips per split
@@ -348,7 +348,7 @@ def make_clip(
     others = [speak(write_script(rng, 4, 2), make_identity(rng), MANNERS["neutral"], rng) for _ in range(2)]
     return corrupt(frames, wave, others[0] + others[1], rng)[:2]
 
-# %% ../nbs/06_synth.ipynb #e8da249a
+# %% ../nbs/06_synth.ipynb #9a077a3f
 CODECS = {".mp4": dict(codec="libx264", audio_codec="aac", preset="ultrafast", ffmpeg_params=["-crf", "20", "-pix_fmt", "yuv420p"]),
           ".avi": dict(codec="mpeg4", audio_codec="libmp3lame", ffmpeg_params=["-vtag", "DIVX", "-q:v", "3"])}
 
@@ -375,7 +375,7 @@ def render(
     path = Path(root, plan.split, plan.name + plan.suffix)
     if not path.exists(): write_clip(path, *make_clip(plan))
 
-# %% ../nbs/06_synth.ipynb #6ec3010a
+# %% ../nbs/06_synth.ipynb #4022c092
 def write_demo(
     root: str | Path,  # folder to write to, such as data/demo
     seed: int = 0,
