@@ -1,5 +1,6 @@
 "What must not stop the work: a killed preprocessing run, a killed training run, bad input."
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -143,3 +144,170 @@ def test_killed_training_ends_with_the_same_weights(small_release, tmp_path):
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         ends.append(load_tensors(out / "end.safetensors")[0])
     assert ends[0].keys() == ends[1].keys() and all((ends[0][k] == ends[1][k]).all() for k in ends[0])
+
+
+SLOW = """
+import sys
+from pathlib import Path
+from vat_nb.core import Clip
+from vat_nb.preprocess import preprocess
+from vat_nb.releases import Task
+if __name__ == "__main__":
+    clips = [Clip(p.stem, str(p), "train") for p in sorted(Path(sys.argv[1]).iterdir())]
+    preprocess(clips, Task(()), sys.argv[2], fps=4.0, size=64, processes=2, limit=float(sys.argv[3]))
+"""
+
+
+def children(pid):
+    "Worker processes of a run."
+    found = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+
+
+def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
+    "One worker is stopped in mid-clip, another is shot: two rows say so, the run ends, and a rerun reads just those two."
+    from test_media_faults import AAC, H264, ffmpeg, picture, tone
+    from vat_nb.preprocess import read_ledger
+    (tmp_path / "v").mkdir()
+    ffmpeg(*picture(8, size="1280x720"), *tone(8), *H264, *AAC, tmp_path / "v" / "0.mp4")
+    for i in range(1, 10): (tmp_path / "v" / f"{i}.mp4").hardlink_to(tmp_path / "v" / "0.mp4")
+    (tmp_path / "run.py").write_text(SLOW)
+    command = [sys.executable, tmp_path / "run.py", tmp_path / "v", tmp_path / "store"]
+    run = subprocess.Popen([*command, "20"], stderr=subprocess.DEVNULL)
+    while run.poll() is None and (len(read_ledger(tmp_path / "store")) < 2 or len(children(run.pid)) < 2): time.sleep(0.05)
+    stuck, shot = children(run.pid)
+    os.kill(stuck, signal.SIGSTOP)
+    os.kill(shot, signal.SIGSEGV)
+    assert run.wait(120) == 0
+    first = read_ledger(tmp_path / "store")
+    assert len(first) == 10 and first["reason"].value_counts().to_dict() == {"": 8, "TIMEOUT": 1, "CRASHED": 1}
+    times = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "store" / "clips").glob("*.safetensors")}
+    subprocess.run([*command, "60"], check=True, stderr=subprocess.DEVNULL)
+    second = read_ledger(tmp_path / "store")
+    assert len(second) == 10 and set(second["status"]) == {"ok"}
+    assert len(times) == 8 and all((tmp_path / "store" / "clips" / n).stat().st_mtime_ns == t for n, t in times.items())
+
+
+def test_two_runs_on_one_store(small_release, tmp_path):
+    "Started together, they take turns: each clip is read once, and no row is lost."
+    from vat_nb.preprocess import open_store, read_ledger
+    (tmp_path / "run.py").write_text(PREPROCESS)
+    store = tmp_path / "store"
+    runs = [subprocess.Popen([sys.executable, tmp_path / "run.py", small_release, store, "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = ["".join(r.communicate(timeout=300)) for r in runs]
+    assert [r.returncode for r in runs] == [0, 0]
+    ledger = read_ledger(store)
+    assert len(ledger) == 40 and set(ledger["status"]) == {"ok"} and len(open_store(store).usable()) == 40
+    assert sum("40 clips: 40 ok" in p for p in printed) == 1, "both did the work"
+
+
+def test_full_disk(small_release, tmp_path, monkeypatch):
+    "A real small disk where this machine lets us mount one, a write that fails where not: a message, nothing half-written, and a rerun that ends well."
+    import errno
+
+    import vat_nb.preprocess as preprocess
+    from vat_nb.releases import clips, mer23
+    disk, release = tmp_path / "disk", mer23(small_release)
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode == 0
+    store = disk / "store"
+
+    def fill(path, raw, flush=False, real=preprocess.write_atomically):
+        if Path(path).suffix == ".safetensors" and len(list(store.glob("clips/*"))) >= 12: raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, raw, flush)
+    try:
+        if not mounted: monkeypatch.setattr(preprocess, "write_atomically", fill)
+        with pytest.raises(OSError, match="is full; what is done is kept") as e:
+            preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
+        assert e.value.errno == errno.ENOSPC
+        left = {p.name for p in (store / "clips").iterdir()}
+        assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
+        assert all(preprocess.read_stored(store / "clips" / n).jpegs for n in left)
+        if mounted: subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        monkeypatch.undo()
+        ledger = preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
+        assert len(ledger) == 40 and set(ledger["status"]) == {"ok"}
+    finally:
+        if mounted: subprocess.run(["umount", disk], check=True)
+
+
+def test_paths_that_leave_a_manifest_are_refused(tmp_path):
+    from vat_nb.releases import ReleaseError, check, manifest
+    (tmp_path / "r").mkdir()
+    (tmp_path / "secret.mp4").write_bytes(b"x")
+    (tmp_path / "r" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
+    (tmp_path / "r" / "inside.mp4").write_bytes(b"x")
+    (tmp_path / "r" / "good.mp4").symlink_to(tmp_path / "r" / "inside.mp4")
+    (tmp_path / "r" / "manifest.csv").write_text(f"path,split\ngood.mp4,train\n../secret.mp4,train\nlink.mp4,train\n{tmp_path / 'secret.mp4'},train\n")
+    with pytest.raises(ReleaseError) as e: check(manifest(tmp_path / "r"))
+    wrong = e.value.report[e.value.report["problem"] == "leaves the folder"]
+    assert wrong["where"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
+
+
+def test_checkpoints_from_elsewhere_are_never_unpickled(tmp_path):
+    import pickle
+
+    from vat_nb.inference import load_model
+
+    class Harm:
+        def __reduce__(self): return (Path.mkdir, (tmp_path / "harm",))
+    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(ValueError, match="is no checkpoint of vat_nb"): load_model(tmp_path)
+    assert not (tmp_path / "harm").exists()
+
+
+SAVE = """
+import sys, torch
+from vat_nb.training import save_tensors
+for i in range(10**6): save_tensors(sys.argv[1], {"x": torch.full((2_000_000,), float(i))}, dict(i=i))
+"""
+
+
+def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
+    from vat_nb.training import load_tensors
+    path = tmp_path / "run.safetensors"
+    for wait in (0.01, 0.05, 0.1):
+        run = subprocess.Popen([sys.executable, "-c", SAVE, path])
+        before = path.stat().st_mtime_ns if path.exists() else 0
+        while not path.exists() or path.stat().st_mtime_ns == before: time.sleep(0.01)
+        time.sleep(wait)
+        run.kill()
+        run.wait()
+        tensors, about = load_tensors(path)
+        assert (tensors["x"] == about["i"]).all() and len(tensors["x"]) == 2_000_000
+
+
+DASK = """
+import sys
+from distributed import Client
+from vat_nb.preprocess import preprocess
+from vat_nb.releases import clips, mer23
+if __name__ == "__main__":
+    release = mer23(sys.argv[1])
+    with Client(scheduler_file=sys.argv[3]) as client: preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
+"""
+
+
+def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
+    from vat_nb.preprocess import preprocess, read_ledger
+    from vat_nb.releases import clips, mer23
+    release, file = mer23(small_release), tmp_path / "scheduler.json"
+    alone = preprocess(clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
+    start = lambda *a: subprocess.Popen([sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]], stderr=subprocess.DEVNULL, cwd=tmp_path)
+    cluster = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
+    try:
+        while not file.exists(): time.sleep(0.1)
+        cluster += [start("dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path / f"w{i}") for i in range(2)]
+        (tmp_path / "run.py").write_text(DASK)
+        run = subprocess.Popen([sys.executable, tmp_path / "run.py", small_release, tmp_path / "store", file], stderr=subprocess.DEVNULL)
+        while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4: time.sleep(0.01)
+        cluster[1].kill()
+        known = len(read_ledger(tmp_path / "store"))
+        assert run.wait(120) == 0 and known < 40, "the worker was killed too late to test anything"
+    finally:
+        for p in cluster: p.kill()
+        for p in cluster: p.wait()
+    spread = read_ledger(tmp_path / "store")
+    assert spread.equals(alone.astype(spread.dtypes.to_dict())) or spread.astype(str).equals(alone.astype(str))
+    files = lambda store: {p.name: p.read_bytes() for p in (store / "clips").iterdir()}
+    assert files(tmp_path / "store") == files(tmp_path / "alone")

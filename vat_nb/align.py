@@ -42,7 +42,7 @@ class Queue(nn.Module):
         self.pointer.copy_((self.pointer + len(ids)) % size)
         self.fill.copy_((self.fill + len(ids)).clamp(max=size))
 
-# %% ../nbs/12_align.ipynb #0788229e
+# %% ../nbs/12_align.ipynb #88e042f6
 def contrast_targets(
     teacher: Tensor,  # [B, B + Q] teacher's similarity logits
     ids: Tensor,  # [B] ids of the rows
@@ -53,7 +53,7 @@ def contrast_targets(
     same = (ids[:, None] == others).to(teacher.dtype)
     return alpha * teacher.softmax(1) + (1 - alpha) * same / same.sum(1, keepdim=True)
 
-# %% ../nbs/12_align.ipynb #9af14370
+# %% ../nbs/12_align.ipynb #1d5eba9d
 class Contrast(NamedTuple):
     "What contrast found."
     loss: Tensor  # scalar
@@ -75,7 +75,7 @@ def contrast(
     alpha: float | Tensor = 0.4,  # weight of the teacher's soft targets
 ) -> Contrast:
     "Video-audio contrast, the mean of both directions (Ding et al. 2023; Li et al. 2021, equations 1, 2 and 6)."
-    others = torch.cat([ids, queue.ids])
+    others, teacher_v, teacher_a = torch.cat([ids, queue.ids]), teacher_v.detach(), teacher_a.detach()
     s_va, s_av = _logits(v, teacher_a, queue.a, others, temperature), _logits(a, teacher_v, queue.v, others, temperature)
     with torch.no_grad():
         y_va = contrast_targets(_logits(teacher_v, teacher_a, queue.a, others, temperature), ids, others, alpha)

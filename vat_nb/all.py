@@ -12,6 +12,7 @@ from IPython.display import display
 from .core import *
 from .show import *
 from .media import *
+from .faces import *
 from .releases import *
 from .augment import *
 from .synth import *

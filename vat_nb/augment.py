@@ -23,7 +23,7 @@ def mix_noise(
     if not noise.any() or not wave.any(): return wave.astype(np.float32)
     return add_noise(*(torch.tensor(x, dtype=torch.float32) for x in (wave, noise, snr))).numpy()
 
-# %% ../nbs/05_augment.ipynb #91b488fa
+# %% ../nbs/05_augment.ipynb #0945a7f5
 def pyramid_blur(
     frames: np.ndarray,  # [T, H, W, 3] uint8
     rate: int,  # 1, 2 or 4
@@ -38,7 +38,7 @@ def pyramid_blur(
         return frame
     return np.stack([blur(f) for f in frames])
 
-# %% ../nbs/05_augment.ipynb #0945a7f5
+# %% ../nbs/05_augment.ipynb #9f1fa165
 def corrupt(
     frames: np.ndarray,  # [T, H, W, 3] uint8
     wave: np.ndarray,  # [S] float in -1..1
@@ -49,7 +49,7 @@ def corrupt(
     snr, rate = int(rng.integers(5, 11)), int(rng.choice([1, 2, 4]))
     return pyramid_blur(frames, rate), mix_noise(wave, noise, snr), snr, rate
 
-# %% ../nbs/05_augment.ipynb #ce34ab78
+# %% ../nbs/05_augment.ipynb #6faa9d8e
 def vary_frames(
     video: Tensor,  # [B, T, 3, H, W] uint8
     amount: float = 1.0,  # 0 (nothing) .. 1

@@ -29,7 +29,7 @@ class Clip:
     start: float | None = None  # first second used; None means the file's beginning
     end: float | None = None  # last second used; None means the file's end
 
-# %% ../nbs/00_core.ipynb #7732c171
+# %% ../nbs/00_core.ipynb #2382f057
 def lengths_mask(
     lengths: Tensor,  # [B] number of real elements per row
     size: int,  # padded length N
@@ -37,7 +37,7 @@ def lengths_mask(
     "The mask of rows that are real from their beginning up to `lengths`."
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
-# %% ../nbs/00_core.ipynb #cc48cd08
+# %% ../nbs/00_core.ipynb #e9a41bc6
 def masked_mean(
     x: Tensor,  # [B, N, D]
     mask: Tensor,  # [B, N] bool, True where real
@@ -46,7 +46,7 @@ def masked_mean(
     x = torch.where(mask[..., None], x, 0)
     return x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
 
-# %% ../nbs/00_core.ipynb #505211f9
+# %% ../nbs/00_core.ipynb #48e4d7b0
 class Batch(NamedTuple):
     "Clips side by side, padded to the longest."
     video: Tensor  # [B, T, C, H, W] uint8, or float in 0..1
@@ -81,7 +81,7 @@ class Tokens(NamedTuple):
         "The [CLS] token, which stands for the whole clip."
         return self.x[:, 0]
 
-# %% ../nbs/00_core.ipynb #48e4d7b0
+# %% ../nbs/00_core.ipynb #d0383b9b
 def write_atomically(
     path: str | Path,  # the file to replace; its folder is made
     raw: bytes,
@@ -102,7 +102,7 @@ def write_atomically(
         aside.unlink(missing_ok=True)
         raise
 
-# %% ../nbs/00_core.ipynb #a3bb3a94
+# %% ../nbs/00_core.ipynb #6072955e
 class ParameterError(ValueError):
     "A recipe or a notebook parameter that cannot be right; the message names the nearest that could."
 
@@ -117,7 +117,7 @@ def _nearest(name: object, among: Iterable) -> str:
     close = difflib.get_close_matches(str(name), among, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid are: {', '.join(among)}"
 
-# %% ../nbs/00_core.ipynb #494ed435
+# %% ../nbs/00_core.ipynb #b726fb4f
 def find_settings(
     start: str | Path = ".",  # folder to look in first, then in the folders above it
 ) -> Path:  # settings.ini of the project; relative paths of recipes start at its folder
@@ -127,8 +127,8 @@ def find_settings(
         if (folder / "settings.ini").is_file(): return folder / "settings.ini"
     raise FileNotFoundError(f"no settings.ini in {start} or above it: run from inside the project's folder")
 
-# %% ../nbs/00_core.ipynb #9c5781b7
-CHOICES = dict(stage=("all", "pretrain", "finetune"), size=("tiny", "small", "base"), layout=("mer23", "manifest"))  # names that may be chosen
+# %% ../nbs/00_core.ipynb #d2ffcca4
+CHOICES = dict(stage=("all", "pretrain", "finetune"), size=("tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
@@ -147,7 +147,7 @@ def read_recipe(
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
     return dict(dataset=dataset, **{k: str(path.parent / v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
-# %% ../nbs/00_core.ipynb #74cbd5fd
+# %% ../nbs/00_core.ipynb #0882a2f0
 def check_parameters(
     given: dict[str, Any],  # name -> value, as somebody typed it
     recipe: dict[str, Any],  # names that exist, with values of the right type; a value of None leaves the type open
@@ -168,7 +168,7 @@ def check_parameters(
         out[name] = value
     return out
 
-# %% ../nbs/00_core.ipynb #f24e9ad0
+# %% ../nbs/00_core.ipynb #5a4c4aa3
 def injected_names(
     history: list[str],  # sources of the cells run so far: IPython's `In`
 ) -> set[str]:  # names assigned in cells that papermill wrote
@@ -176,7 +176,7 @@ def injected_names(
     cells = [ast.parse(s) for s in history if s.startswith("# Parameters\n")]
     return {t.id for cell in cells for n in ast.walk(cell) if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
 
-# %% ../nbs/00_core.ipynb #72209f56
+# %% ../nbs/00_core.ipynb #c9236f49
 def notebook_recipe(
     names: dict[str, Any],  # the notebook's `globals()`
 ) -> dict[str, Any]:  # the recipe, with the parameters that are not None put in; folders are absolute

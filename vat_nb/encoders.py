@@ -12,7 +12,6 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 from torchvision.ops import Conv2dNormActivation
-from torchvision.transforms.v2 import functional as pixels
 from .core import Tokens
 from .layers import Block, sine_positions
 from .media import SAMPLE_RATE
@@ -43,7 +42,7 @@ class Stack(nn.Module):
         for block in self.blocks: x = block(x, mask)
         return Tokens(self.norm(x), mask)
 
-# %% ../nbs/10_encoders.ipynb #607087ce
+# %% ../nbs/10_encoders.ipynb #e5ac872e
 def conv_stem(
     channels: int,  # of the result
 ) -> nn.Sequential:  # [N, 3, H, W] -> [N, channels, H / 8, W / 8]
@@ -51,7 +50,7 @@ def conv_stem(
     part = partial(Conv2dNormActivation, norm_layer=partial(nn.GroupNorm, 4), activation_layer=nn.GELU, inplace=None)
     return nn.Sequential(part(3, channels // 2, 7, stride=4), part(channels // 2, channels, 3, stride=2))
 
-# %% ../nbs/10_encoders.ipynb #6438531c
+# %% ../nbs/10_encoders.ipynb #5343a1ed
 class VideoEncoder(nn.Module):
     "Frames to tokens: a tubelet vision transformer."
 
@@ -77,7 +76,7 @@ class VideoEncoder(nn.Module):
 
     def tubelets(self, video: Tensor, vmask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]
         "Normalised pixels or what the stem makes of them, box by box; what is not real is zero."
-        video = (pixels.to_dtype(video, torch.float32, scale=True) - 0.5) / 0.25
+        video = video.to(torch.float32, copy=True).mul_(4 if video.is_floating_point() else 4 / 255).sub_(2)  # -2..2, in place: no second copy of the pixels
         video = self.stem(video.flatten(0, 1)).unflatten(0, vmask.shape)
         video = torch.where(vmask[:, :, None, None, None], video, 0)
         short = -video.shape[1] % self.tubelet
@@ -97,7 +96,7 @@ class VideoEncoder(nn.Module):
         position = rearrange(when[:, None] + self.place.float()[None], "t n d -> (t n) d")
         return self.stack(x + position.to(x.dtype), mask)
 
-# %% ../nbs/10_encoders.ipynb #d24313cd
+# %% ../nbs/10_encoders.ipynb #1440a389
 HOP = 160  # samples from one column of the spectrogram to the next: 10 ms
 
 
@@ -125,7 +124,7 @@ class LogMel(nn.Module):
         with torch.autocast(audio.device.type, enabled=False): mel = (self.mel(audio)[..., :mask.shape[1]] + 1e-6).log()  # bf16 cannot hold quiet sounds
         return torch.where(mask[:, None], (mel - self.mean) / self.std, 0), mask
 
-# %% ../nbs/10_encoders.ipynb #5343a1ed
+# %% ../nbs/10_encoders.ipynb #ca1ef99d
 class AudioEncoder(nn.Module):
     "Waveform to tokens: a transformer over log-mel patches."
 

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 from .core import Batch
 from .inference import HEADS, Predictions, score_interval, truth
+from .media import SAMPLE_RATE
 from .metrics import confusion
 from .model import VAT
 from .releases import Task
@@ -38,7 +39,7 @@ def show_confusion(
     ax.tick_params(axis="x", rotation=45)
     return ax
 
-# %% ../nbs/20_explore.ipynb #e4d95c22
+# %% ../nbs/20_explore.ipynb #06f7a3e2
 def head_scores(
     predictions: Predictions,
     task: Task,
@@ -52,7 +53,7 @@ def head_scores(
         found["majority"] = score_interval(predictions._replace(logits=predictions.logits | dict(fusion=most)), task, name)
     return found
 
-# %% ../nbs/20_explore.ipynb #06f7a3e2
+# %% ../nbs/20_explore.ipynb #45c11ec5
 def alignment_order(
     predictions: Predictions,
     task: Task,
@@ -63,7 +64,7 @@ def alignment_order(
     order = sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], predictions.clips[i].id))
     return [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
 
-# %% ../nbs/20_explore.ipynb #0ab5a5b5
+# %% ../nbs/20_explore.ipynb #c048fbbc
 def show_alignment(
     predictions: Predictions,
     task: Task,
@@ -89,7 +90,7 @@ def show_alignment(
     ax.set(xlabel="audio of clip", ylabel="video of clip", title=title)
     return ax
 
-# %% ../nbs/20_explore.ipynb #61a8c7ca
+# %% ../nbs/20_explore.ipynb #130163d1
 @torch.no_grad()
 def cross_attention(
     model: VAT,
@@ -106,14 +107,15 @@ def cross_attention(
     time = rearrange(w, "(n b) (m g) -> n b m g", b=bands, g=grid ** 2)
     return time.mean(1).sum(-1), rearrange(w.mean(0), "(m h w) -> m h w", h=grid, w=grid)
 
-# %% ../nbs/20_explore.ipynb #eb7f03dc
+# %% ../nbs/20_explore.ipynb #0fc7c7a4
 def show_attention(
     model: VAT,
     batch: Batch,  # of one clip
     title: str = "",
     axs: Sequence[Axes] | None = None,  # three, one above the other
 ) -> Sequence[Axes]:
-    "Frames under the heat of attention, the sound, and sound against picture."
+    "Frames under the heat of attention, the sound, and sound against picture. Raises ValueError when the clip lacks one of them."
+    if not batch.paired.all(): raise ValueError("attention between sound and picture needs a clip that has both")
     over_time, places = cross_attention(model, batch)
     frames, tubelet, fps = batch.video[0][batch.vmask[0]].cpu(), model.video.tubelet, model.video.fps
     if axs is None: axs = plt.subplots(3, 1, figsize=(8, 5.4), layout="constrained", height_ratios=(1.2, 0.8, 1.2))[1]
@@ -123,13 +125,13 @@ def show_attention(
     mixed = ((0.55 * shown + 0.45 * coloured) * 255).to(torch.uint8)
     show_frames(mixed.numpy(), (np.arange(len(places)) + 0.5) * tubelet / fps, title=title, ax=axs[0])
     show_wave(batch.audio[0][batch.amask[0]].cpu().numpy(), ax=axs[1])
-    length = int(batch.amask[0].sum()) / 16000
+    length = int(batch.amask[0].sum()) / SAMPLE_RATE
     im = axs[2].imshow(over_time, aspect="auto", cmap=MATRIX, origin="lower", extent=(0, len(places) * tubelet / fps, 0, length), interpolation="none")
     axs[2].figure.colorbar(im, ax=axs[2], label="attention", pad=0.01)
     axs[2].set(xlabel="time of the picture (s)", ylabel="time of the\nsound (s)")
     return axs
 
-# %% ../nbs/20_explore.ipynb #500593bc
+# %% ../nbs/20_explore.ipynb #b63ee04a
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False) -> None:
     style = f"round,pad=0,rounding_size={h / 2 if round_ else 0.08}"
     ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="0.25", linewidth=1.1, linestyle="--" if dashed else "-"))
@@ -140,7 +142,7 @@ def _arrow(ax: Axes, start: tuple, end: tuple, text: str = "", dashed: bool = Fa
     ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.2, linestyle="--" if dashed else "-", connectionstyle=f"arc3,rad={bend}", shrinkA=0, shrinkB=1))
     if text: ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=8, color="0.25")
 
-# %% ../nbs/20_explore.ipynb #b07c9291
+# %% ../nbs/20_explore.ipynb #a9e9bf8c
 def _pipeline_arrows(ax: Axes) -> None:
     for y in (4.8, 2.4): _arrow(ax, (1.9, y), (2.55, y))
     _arrow(ax, (4.85, 4.95), (6.6, 4.15), bend=-0.15)
@@ -159,7 +161,7 @@ def _pipeline_arrows(ax: Axes) -> None:
     _arrow(ax, (4.9, 0.28), (9.0, 0.5), dashed=True, bend=0.22)
     _arrow(ax, (11.2, 1.22), (11.9, 3.22), dashed=True, bend=0.1)
 
-# %% ../nbs/20_explore.ipynb #c048fbbc
+# %% ../nbs/20_explore.ipynb #f2a20e45
 def show_pipeline() -> Axes:
     "Draw VAT: encoders, fusion, heads, teacher, queue and losses."
     ax = new_axes(11, 4.7)

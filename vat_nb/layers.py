@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-# %% ../nbs/09_layers.ipynb #82e6d4cb
+# %% ../nbs/09_layers.ipynb #8bc0c73c
 class Attention(nn.Module):
     "Multi-head attention to oneself, or to a context (Vaswani et al. 2017, section 3.2)."
 
@@ -49,7 +49,7 @@ class Attention(nn.Module):
         q, k = self.queries(x), (self.keys_values(x) if kv is None else kv)[0]
         return (q @ k.mT / q.shape[-1] ** 0.5).masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
 
-# %% ../nbs/09_layers.ipynb #8bc0c73c
+# %% ../nbs/09_layers.ipynb #997c36f1
 class Block(nn.Module):
     "Self-attention, cross-attention if there is a context, feed-forward; pre-norm, residual."
 
@@ -80,7 +80,7 @@ class Block(nn.Module):
         if kv is not None: x = x + self.drop(self.cross(self.norm_cross(x), context_mask, kv))
         return x + self.drop(self.feed(self.norm2(x)))
 
-# %% ../nbs/09_layers.ipynb #2e35391f
+# %% ../nbs/09_layers.ipynb #1f172b6c
 def sine_positions(
     at: Tensor,  # [N] positions, such as seconds
     dim: int,  # width, even

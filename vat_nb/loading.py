@@ -24,7 +24,7 @@ def window_starts(
     n = max(math.ceil(length / frames), 1)
     return [round(i * (length - frames) / max(n - 1, 1)) for i in range(n)] if n > 1 else [0]
 
-# %% ../nbs/08_loading.ipynb #4aa9e6b6
+# %% ../nbs/08_loading.ipynb #bdef2952
 class Windows(Sampler):
     "Which window of which clip, epoch by epoch: (row, first frame) pairs that depend on seed and epoch alone."
 
@@ -50,7 +50,7 @@ class Windows(Sampler):
         order, places = rng.permutation(len(self.lengths)), rng.random(len(self.lengths))
         return iter([(int(row), int(places[row] * (max(self.lengths[row] - self.frames, 0) + 1))) for row in order])
 
-# %% ../nbs/08_loading.ipynb #bdef2952
+# %% ../nbs/08_loading.ipynb #a36a35d2
 class Sample(NamedTuple):
     "One window of one clip."
     frames: np.ndarray  # [T, H, W, 3] uint8; T is 0 where there is no picture
@@ -84,7 +84,7 @@ class ClipDataset(Dataset):
         classes = self.store.task.classes
         return Sample(frames, media.audio[a:b], classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
-# %% ../nbs/08_loading.ipynb #516b755c
+# %% ../nbs/08_loading.ipynb #673033bc
 def collate(
     samples: list[Sample],
 ) -> Batch:
@@ -100,7 +100,7 @@ def collate(
     return Batch(video, lengths_mask(lengths(frames), t), audio, lengths_mask(lengths(waves), s), torch.tensor([s.y for s in samples]),
                  torch.tensor([s.t for s in samples], dtype=torch.float).reshape(len(samples), -1), torch.tensor([s.row for s in samples]))
 
-
+# %% ../nbs/08_loading.ipynb #ff376ec7
 def make_loader(
     store: Store,
     clips: list[Clip],
@@ -117,7 +117,7 @@ def make_loader(
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
     return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, **many)
 
-# %% ../nbs/08_loading.ipynb #a6da7160
+# %% ../nbs/08_loading.ipynb #52bf7347
 def hold_out(
     clips: list[Clip],
     share: float = 0.15,  # of the clips, or of the speakers

@@ -21,7 +21,7 @@ def hard_negatives(
     if same.all(): raise ValueError("all clips of this batch are the same clip: there is no wrong partner to draw")
     return sim.detach().float().masked_fill(same, -torch.inf).softmax(1).multinomial(1, generator=generator)[:, 0]
 
-# %% ../nbs/13_match.ipynb #d4e8c4cf
+# %% ../nbs/13_match.ipynb #6f98d9b4
 def matching_pairs(
     v2a: Tensor,  # [B, B] video-to-audio logits
     a2v: Tensor,  # [B, B] audio-to-video logits

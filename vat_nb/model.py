@@ -55,7 +55,7 @@ class Fusion(nn.Module):
             x = block(x, audio.mask, kv, video.mask)
         return torch.stack(out)
 
-# %% ../nbs/11_model.ipynb #5354ea40
+# %% ../nbs/11_model.ipynb #1ddc590d
 class Scores(NamedTuple):
     "What a head says."
     logits: Tensor  # [B, C] class logits
@@ -81,7 +81,7 @@ class Head(nn.Module):
         y = self.out(cls).float()
         return Scores(y[:, :self.classes], y[:, self.classes:] * self.std + self.mean)
 
-# %% ../nbs/11_model.ipynb #5f90e1c5
+# %% ../nbs/11_model.ipynb #da91f9a3
 class Encoded(NamedTuple):
     "What the two encoders say, before they meet."
     video: Tokens
@@ -98,7 +98,7 @@ class Output(NamedTuple):
     audio: Scores
     fusion: Scores
 
-# %% ../nbs/11_model.ipynb #e51e3fd1
+# %% ../nbs/11_model.ipynb #63783519
 class VAT(nn.Module):
     "The video-audio transformer (Ding et al. 2023)."
 
@@ -146,13 +146,13 @@ class VAT(nn.Module):
         "The temperature, kept in 0.001..0.5 as in Li et al. 2021."
         return self.temperature.clamp(0.001, 0.5)
 
-# %% ../nbs/11_model.ipynb #911a3b3a
+# %% ../nbs/11_model.ipynb #624d3dd3
 SIZES = dict(
     tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=64, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
     small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=128, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),
     base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=0, mels=128, mel_patch=(16, 16), project=256, dropout=0.1, masking=(24, 24)))
 
-
+# %% ../nbs/11_model.ipynb #123cca27
 def build_vat(
     size: str,  # a name of SIZES
     image: int,  # side of the frames in pixels

@@ -27,7 +27,7 @@ def update_teacher(
     "One step of the moving average, for all parameters at once (He et al. 2020, equation 2)."
     torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
 
-# %% ../nbs/14_momentum.ipynb #c31d2e7c
+# %% ../nbs/14_momentum.ipynb #879c6822
 def alpha_at(
     step: int,  # steps done
     ramp: int,  # steps of the first epoch
@@ -36,7 +36,7 @@ def alpha_at(
     "Weight of the teacher's soft targets."
     return alpha * min(1.0, step / max(ramp, 1))
 
-# %% ../nbs/14_momentum.ipynb #1af932b8
+# %% ../nbs/14_momentum.ipynb #e2ee5096
 def class_targets(
     y: Tensor,  # [B] class, -100 where unlabelled
     classes: int,  # C

@@ -32,7 +32,7 @@ def new_axes(
     "Axes of a new figure."
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
-# %% ../nbs/01_show.ipynb #6d4e162a
+# %% ../nbs/01_show.ipynb #5bcfdc69
 def show_matrix(
     m,  # [R, C] numbers; tensor or array
     xlabel: str = "", ylabel: str = "", title: str = "",  # words on the axes
@@ -53,7 +53,7 @@ def show_matrix(
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #89c29942
+# %% ../nbs/01_show.ipynb #0cf7af8a
 def show_frames(
     frames,  # [T, H, W, 3] or [T, 3, H, W] uint8
     times: Sequence[float] | None = None,  # [T] s, when each frame is seen; None counts frames
@@ -73,7 +73,7 @@ def show_frames(
     ax.spines["left"].set_visible(False)
     return ax
 
-# %% ../nbs/01_show.ipynb #b77d6ee6
+# %% ../nbs/01_show.ipynb #99cfee7d
 def show_wave(
     wave,  # [S] int16 or float
     sample_rate: int = 16000,  # Hz
@@ -90,7 +90,7 @@ def show_wave(
     ax.set(xlim=(0, max(len(wave), 1) / sample_rate), xlabel="time (s)", ylabel="amplitude", title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #491ae7bd
+# %% ../nbs/01_show.ipynb #8494a0b4
 def show_logmel(
     mel,  # [F, T] log energies
     hop: float = 0.01,  # s from one column to the next
@@ -106,7 +106,7 @@ def show_logmel(
     ax.set(xlabel="time (s)", ylabel="mel band", title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #99cfee7d
+# %% ../nbs/01_show.ipynb #71ab0699
 def show_curves(
     curves: dict[str, Sequence[float]],  # name -> one value per epoch
     xlabel: str = "epoch", ylabel: str = "loss", title: str = "",
@@ -116,14 +116,15 @@ def show_curves(
     "Draw one line per name over epochs counted from 1; NaN leaves a gap."
     ax = ax or new_axes()
     for (name, values), style in zip(curves.items(), ("-", "--", "-.", ":") * len(curves)):
-        ax.plot(np.arange(1, len(values) + 1), values, style, label=name, marker="." if len(values) < 2 else None)
+        ax.plot(np.arange(1, len(values) + 1), values, style, label=name, marker="." if len(values) < 20 else None)
     if best is not None: ax.axvline(best, color="0.6", linewidth=1, zorder=0, label=f"best: {best}")
     if curves: ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    if max(map(len, curves.values()), default=0) == 1: ax.set_xlim(0.5, 1.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
 
-
+# %% ../nbs/01_show.ipynb #5ebf9923
 def show_intervals(
     scores: dict[str, tuple[float, float, float]],  # name -> value, low end, high end
     xlabel: str = "score", title: str = "",
@@ -140,7 +141,7 @@ def show_intervals(
     ax.set(yticks=range(len(scores)), yticklabels=list(scores), ylim=(len(scores) - 0.5, -0.5), xlabel=xlabel, title=title)
     return ax
 
-# %% ../nbs/01_show.ipynb #8494a0b4
+# %% ../nbs/01_show.ipynb #dbeee7a0
 def save_figure(
     figure: Figure | Axes | np.ndarray,  # what to save, or axes on it
     path: str | Path,  # the .png or .svg to write; its folder is made

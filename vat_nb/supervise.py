@@ -23,7 +23,7 @@ def class_loss(
     each = -(target * logits.float().log_softmax(1)).sum(1)
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
-
+# %% ../nbs/16_supervise.ipynb #c3e620c4
 def target_loss(
     values: Tensor,  # [B, K] predicted, in the targets' unit
     t: Tensor,  # [B, K] targets, NaN where unlabelled
@@ -34,7 +34,7 @@ def target_loss(
     each = ((values.float() - torch.where(known, t, 0)) / std) ** 2
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
-# %% ../nbs/16_supervise.ipynb #fd648a2a
+# %% ../nbs/16_supervise.ipynb #ca0eb021
 class Weights(NamedTuple):
     "Weights of the heads, and of continuous targets beside classes."
     video: float = 0.5
@@ -42,7 +42,7 @@ class Weights(NamedTuple):
     fusion: float = 1.0
     targets: float = 0.5
 
-
+# %% ../nbs/16_supervise.ipynb #cadf0747
 def supervise(
     scores: dict[str, Scores],  # head -> what it says: video, audio, fusion
     y: Tensor,  # [B] class, -100 where unlabelled

@@ -36,7 +36,7 @@ class Step(NamedTuple):
     parts: dict[str, Tensor]  # its parts, for the curves
     keys: tuple[Tensor, Tensor, Tensor] | None = None  # teacher's video and audio vectors and the clips' ids, for the queue
 
-
+# %% ../nbs/18_training.ipynb #ef39470e
 class Pretrain(nn.Module):
     "Video-audio contrast and matching, with a momentum teacher (Ding et al. 2023)."
 
@@ -57,7 +57,7 @@ class Pretrain(nn.Module):
         vam = matching_loss(self.student.match(seen, pairs), labels)
         return Step(vac.loss + vam, dict(contrast=vac.loss.detach(), matching=vam.detach()), (taught.v, taught.a, batch.id))
 
-# %% ../nbs/18_training.ipynb #ef39470e
+# %% ../nbs/18_training.ipynb #5d59ca5c
 class Finetune(nn.Module):
     "Blended supervision with momentum distillation of the class predictions."
 
@@ -76,7 +76,7 @@ class Finetune(nn.Module):
         loss, parts = supervise(heads(self.student(batch)), batch.y, batch.t, self.student.heads["fusion"].std, taught, alpha, self.smoothing, self.weights)
         return Step(loss, parts)
 
-# %% ../nbs/18_training.ipynb #7a194e29
+# %% ../nbs/18_training.ipynb #96470b30
 def lr_at(
     step: int,  # steps done
     steps: int,  # steps of the whole run
@@ -89,7 +89,7 @@ def lr_at(
     if step < rise: return lr * (step + 1) / (rise + 1)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))) / 2
 
-# %% ../nbs/18_training.ipynb #c8b3b8b3
+# %% ../nbs/18_training.ipynb #9c7ddae8
 def make_accelerator(
     device: str | None = None,  # "cuda", "mps", "cpu"; None takes the first of them that is there
     seed: int = 0,
@@ -104,17 +104,17 @@ def make_accelerator(
     return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no",
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
 
-
+# %% ../nbs/18_training.ipynb #3178cfba
 def make_optimizer(
     model: nn.Module,
-    weight_decay: float = 0.02,  # on matrices; biases, norms, positions and the temperature have none
+    weight_decay: float = 0.02,  # on matrices; biases, norms and the temperature have none
 ) -> torch.optim.AdamW:
     "AdamW over what is trained."
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
-# %% ../nbs/18_training.ipynb #67970099
+# %% ../nbs/18_training.ipynb #7e587031
 def save_tensors(
     path: str | Path,  # a .safetensors file
     tensors: dict[str, Tensor],
@@ -132,7 +132,7 @@ def load_tensors(
         with safetensors.safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["about"])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {e})") from None
 
-# %% ../nbs/18_training.ipynb #42845af7
+# %% ../nbs/18_training.ipynb #f9adb786
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
 
@@ -145,7 +145,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             state.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
 
-
+# %% ../nbs/18_training.ipynb #ed2af029
 def _random_state() -> dict[str, Tensor]:
     cuda = {f"random.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
     return {"random.cpu": torch.get_rng_state(), **cuda}
@@ -156,7 +156,7 @@ def _set_random_state(tensors: dict[str, Tensor]) -> None:
     for i in range(torch.cuda.device_count()):
         if f"random.cuda{i}" in tensors: torch.cuda.set_rng_state(tensors[f"random.cuda{i}"], i)
 
-
+# %% ../nbs/18_training.ipynb #0ce50ab9
 def refuse_other(
     saved: dict[str, Any],  # settings that a checkpoint was made with
     now: dict[str, Any],  # settings of this run
@@ -166,7 +166,7 @@ def refuse_other(
     other = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     if other: raise ValueError(f"the checkpoint {path} was made with other settings ({'; '.join(other)}). Take the same, or another out folder (-p out runs/NAME), or start again with -p resume False")
 
-# %% ../nbs/18_training.ipynb #9423690d
+# %% ../nbs/18_training.ipynb #203f6300
 class LiveCurves:
     "Losses and validation scores, redrawn after each epoch."
 
@@ -199,7 +199,7 @@ class LiveCurves:
         self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/18_training.ipynb #85600d61
+# %% ../nbs/18_training.ipynb #0619575a
 class Schedule(NamedTuple):
     "How a run steps."
     lr: float = 1e-4  # highest learning rate
@@ -211,7 +211,7 @@ class Schedule(NamedTuple):
     alpha: float = 0.4  # weight of the teacher's soft targets
     vary: float = 1.0  # how much the pictures vary, see `vary_frames`
 
-# %% ../nbs/18_training.ipynb #7295b7e4
+# %% ../nbs/18_training.ipynb #83f27289
 def train_epoch(
     objective: Pretrain | Finetune, wrapped: nn.Module,  # the objective, and the same as accelerate wraps it
     loader: DataLoader, accelerator: Accelerator, optimizer: torch.optim.Optimizer,
@@ -231,6 +231,7 @@ def train_epoch(
         accelerator.backward(out.loss)
         if torch.isfinite(accelerator.clip_grad_norm_(objective.student.parameters(), how.clip_norm)):
             optimizer.step()
+            objective.student.temperature.data.clamp_(0.001, 0.5)  # outside there would be no gradient to bring it back
             update_teacher(objective.teacher, objective.student, how.momentum)
             if out.keys is not None: objective.queue.enqueue(*out.keys)
             for k, v in (out.parts | dict(loss=out.loss.detach())).items(): sums[k] = sums.get(k, 0) + v
@@ -238,9 +239,9 @@ def train_epoch(
         else: skipped, in_a_row = skipped + 1, in_a_row + 1
         optimizer.zero_grad()
         if in_a_row == 10: raise FloatingPointError(f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept")
-    return {k: float(v) / count for k, v in sums.items()} | dict(lr=optimizer.param_groups[0]["lr"], skipped=skipped)
+    return dict(loss=math.nan) | {k: float(v) / count for k, v in sums.items()} | dict(lr=optimizer.param_groups[0]["lr"], skipped=skipped)
 
-# %% ../nbs/18_training.ipynb #96470b30
+# %% ../nbs/18_training.ipynb #a083c8f4
 def fit(
     objective: Pretrain | Finetune,
     loader: DataLoader,  # of Batch; its sampler has `set_epoch`
@@ -273,21 +274,21 @@ def fit(
     if best: objective.student.load_state_dict(best)
     return history
 
-# %% ../nbs/18_training.ipynb #80370234
+# %% ../nbs/18_training.ipynb #c066876a
 def best_epoch(
     history: list[dict[str, float]],
 ) -> int | None:  # counted from 1
     "Epoch with the highest first validation score; None where nothing was validated."
     key = next((k for k in history[-1] if k.startswith("valid ")), None) if history else None
     values = [h[key] if math.isfinite(h[key]) else -math.inf for h in history] if key else []
-    return values.index(max(values)) + 1 if values else None
+    return values.index(max(values)) + 1 if values and max(values) > -math.inf else None
 
 
 def is_best(history: list[dict[str, float]]) -> bool:
     "Whether the last epoch is the best so far."
     return best_epoch(history) == len(history)
 
-
+# %% ../nbs/18_training.ipynb #21cd1a37
 def save_run(path: str | Path, objective: nn.Module, optimizer, history: list, best: dict[str, Tensor], about: dict) -> None:
     "Write all that a run needs to go on."
     tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
@@ -304,7 +305,7 @@ def load_run(path: str | Path, objective: nn.Module, optimizer, about: dict) -> 
     _set_random_state(tensors)
     return saved["history"], part("best.")
 
-# %% ../nbs/18_training.ipynb #803bc1a1
+# %% ../nbs/18_training.ipynb #cf0a4917
 def student_weights(
     path: str | Path,  # a checkpoint of `fit`
 ) -> dict[str, Tensor]:
