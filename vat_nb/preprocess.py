@@ -226,6 +226,7 @@ def preprocess(
         if todo := unfinished(clips, store, settings):
             rows = _dask_rows(todo, store / "clips", settings, limit, client) if client else _process_rows(todo, store / "clips", settings, limit, processes or os.cpu_count() or 1)
             append_rows(store, tqdm(rows, total=len(todo), desc="preprocessing", unit="clip", mininterval=2))
+        for left in (store / "clips").glob(".*"): left.unlink(missing_ok=True)  # by processes that were killed while they wrote
         ledger = read_ledger(store)
         ledger = ledger[ledger["id"].isin({c.id for c in clips})].sort_values(["split", "id"], ignore_index=True)
         write_ledger(store, ledger)
