@@ -42,3 +42,13 @@ def test_sound_keeps_its_level_and_its_place(files):
         n = min(len(mine), len(theirs)) - 800
         assert abs(np.sqrt((mine[:n] ** 2).mean()) / np.sqrt((theirs[:n] ** 2).mean()) - 1) < 0.02
         assert np.corrcoef(mine[800:n], theirs[800:n])[0, 1] > 0.99
+
+
+def test_two_detectors_find_the_same_faces(files, javased):
+    "The cascade and YuNet were made apart: where they agree on real clips, both are right."
+    from vat_nb.faces import face_locator, overlap
+    weights = javased.parent / "models" / "yunet_n_640_640.onnx"
+    if not weights.is_file(): pytest.skip("YuNet's weights are not on this machine")
+    for path in files:
+        a, b = (read_clip(path, fps=1, size=64, locate=face_locator(name)) for name in ("cascade", str(weights)))
+        assert a.reasons == b.reasons == () and overlap(*(np.array([x, y, side, side]) for x, y, side in (a.box, b.box))) > 0.4, path

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'Batch', 'Tokens', 'write_atomically', 'ParameterError',
-           'find_settings', 'read_recipe', 'check_parameters', 'injected_names', 'notebook_recipe']
+           'find_settings', 'read_recipe', 'check_parameters', 'parameter_names', 'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #09285743
 import ast, configparser, difflib, os
@@ -169,11 +169,11 @@ def check_parameters(
     return out
 
 # %% ../nbs/00_core.ipynb #5a4c4aa3
-def injected_names(
+def parameter_names(
     history: list[str],  # sources of the cells run so far: IPython's `In`
-) -> set[str]:  # names assigned in cells that papermill wrote
-    "Names that papermill injected, known or not."
-    cells = [ast.parse(s) for s in history if s.startswith("# Parameters\n")]
+) -> set[str]:  # names assigned in the parameters cell and in cells that papermill wrote
+    "Names that somebody gave as parameters, known or not."
+    cells = [ast.parse(s) for s in history if s.startswith(("# Parameters\n", "dataset = "))]
     return {t.id for cell in cells for n in ast.walk(cell) if isinstance(n, ast.Assign) for t in n.targets if isinstance(t, ast.Name)}
 
 # %% ../nbs/00_core.ipynb #c9236f49
@@ -182,9 +182,10 @@ def notebook_recipe(
 ) -> dict[str, Any]:  # the recipe, with the parameters that are not None put in; folders are absolute
     "Recipe of `settings.ini` overridden by the parameters of a notebook. Raises ParameterError."
     known = list(read_recipe("demo"))
-    for name in injected_names(names.get("In", [])):
+    given = parameter_names(names["In"]) if "In" in names else set(names)
+    for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
     recipe = read_recipe(names["dataset"])
-    recipe |= check_parameters({k: names[k] for k in known if k != "dataset" and names.get(k) is not None}, recipe)
+    recipe |= check_parameters({k: names[k] for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}

@@ -81,7 +81,8 @@ class VideoEncoder(nn.Module):
         video = torch.where(vmask[:, :, None, None, None], video, 0)
         short = -video.shape[1] % self.tubelet
         video, vmask = nn.functional.pad(video, (0,) * 7 + (short,)), nn.functional.pad(vmask, (0, short))
-        boxes = rearrange(video, "b (t p) c (h q) (w r) -> b (t h w) (p c q r)", p=self.tubelet, q=self.patch, r=self.patch)
+        video = rearrange(video, "b t c h w -> b t h w c").contiguous()  # channels together: the next line then moves rows of memory, not single numbers
+        boxes = rearrange(video, "b (t p) (h q) (w r) c -> b (t h w) (p q r c)", p=self.tubelet, q=self.patch, r=self.patch)
         return boxes, rearrange(vmask, "b (t p) -> b t p", p=self.tubelet).any(-1).repeat_interleave(self.grid ** 2, 1)
 
     def forward(

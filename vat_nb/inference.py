@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from .core import Clip, write_atomically
 from .loading import make_loader
-from .metrics import interval, scores, weighted_f1
+from .metrics import class_scores, f1_interval, interval, scores, target_scores
 from .model import VAT, build_vat
 from .preprocess import open_store, preprocess
 from .releases import Task
@@ -103,9 +103,11 @@ def score_interval(
     y, p, t, v = _pairs(predictions, task, head)
     known = (y >= 0) | np.isfinite(t).any(1)
     y, p, t, v = y[known], p[known], t[known], v[known]
-    if name == "f1": of = lambda rows: weighted_f1(y[rows], p[rows])  # the other scores would be computed for nothing, hundreds of times
-    else: of = lambda rows: scores(y[rows], p[rows], t[rows], v[rows]).get(name, np.nan)
-    return of(np.arange(len(y))), *interval(of, len(y), draws=500)
+    value = scores(y, p, t, v).get(name, np.nan)
+    if name in ("f1", "combined"): return value, *(f1_interval(y, p) if name == "f1" else f1_interval(y, p, t, v))
+    of = class_scores if p.shape[1] and name in class_scores(y[:1], p[:1]) else None
+    draw = lambda rows: of(y[rows], p[rows])[name] if of else target_scores(t[rows], v[rows])[name]
+    return value, *interval(draw, len(y), draws=500)
 
 # %% ../nbs/19_inference.ipynb #aab09fff
 class Form(NamedTuple):

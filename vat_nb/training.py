@@ -171,7 +171,7 @@ class LiveCurves:
     "Losses and validation scores, redrawn after each epoch."
 
     def __init__(self, title: str = ""):
-        self.title, self.picture, self.words = title, ipywidgets.Image(format="png"), ipywidgets.Label("waiting for the first epoch")
+        self.drawn, self.title, self.picture, self.words = -math.inf, title, ipywidgets.Image(format="png"), ipywidgets.Label("waiting for the first epoch")
         self.handle = display(ipywidgets.VBox([self.words, self.picture]), display_id=True)
 
     def draw(self, history: list[dict[str, float]]) -> plt.Figure:
@@ -185,12 +185,13 @@ class LiveCurves:
         return fig
 
     def update(self, history: list[dict[str, float]], epochs: int) -> None:
-        "Show one more epoch."
+        "Show one more epoch; the picture is drawn anew every ten seconds at most."
+        self.words.value = f"epoch {history[-1]['epoch']} of {epochs}, {history[-1]['seconds']:.1f} s each, loss {history[-1]['loss']:.3f}"
+        if time.monotonic() - self.drawn < 10: return
         fig, png = self.draw(history), io.BytesIO()
         fig.savefig(png, dpi=80)
         plt.close(fig)
-        self.picture.value = png.getvalue()
-        self.words.value = f"epoch {history[-1]['epoch']} of {epochs}, {history[-1]['seconds']:.1f} s each, loss {history[-1]['loss']:.3f}"
+        self.picture.value, self.drawn = png.getvalue(), time.monotonic()
 
     def close(self, history: list[dict[str, float]]) -> None:
         "Leave a plain figure behind."
