@@ -8,7 +8,6 @@ P ?=
 VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
-export MPLBACKEND ?= agg
 
 .PHONY: setup train preprocess results benchmark test lab export readme figures clean
 

@@ -80,6 +80,8 @@ def test_the_whole_road(small_release, tmp_path):
         rows = pd.read_csv(out / f"submission_{split}.csv", dtype=str, keep_default_na=False)
         assert sorted(rows["name"]) == sorted(p.stem for p in (release / split).iterdir()), "one row for every clip asked for"
         assert list(rows) == ["name", "discrete", "valence"] and rows["discrete"].ne("").all()
+    cells = json.loads((tmp_path / "train.ipynb").read_text())["cells"]
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", [])) >= 9, "the executed notebook must show its figures"
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before

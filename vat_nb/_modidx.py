@@ -126,7 +126,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vat_nb.media._needed': ('media.html#_needed', 'vat_nb/media.py'),
                               'vat_nb.media._open': ('media.html#_open', 'vat_nb/media.py'),
                               'vat_nb.media._packets': ('media.html#_packets', 'vat_nb/media.py'),
-                              'vat_nb.media._resampler': ('media.html#_resampler', 'vat_nb/media.py'),
                               'vat_nb.media._set_sound_aside': ('media.html#_set_sound_aside', 'vat_nb/media.py'),
                               'vat_nb.media._square_jpeg': ('media.html#_square_jpeg', 'vat_nb/media.py'),
                               'vat_nb.media._streams': ('media.html#_streams', 'vat_nb/media.py'),

@@ -9,7 +9,7 @@ __all__ = ['mix_noise', 'pyramid_blur', 'corrupt', 'vary_frames']
 import math
 import cv2, numpy as np, torch
 from torch import Tensor
-from torchaudio.functional import add_noise
+from torchaudio.functional import add_noise, resample
 from torchvision.transforms import v2
 
 # %% ../nbs/05_augment.ipynb #f612fdea
@@ -17,8 +17,10 @@ def mix_noise(
     wave: np.ndarray,  # [S] float in -1..1
     noise: np.ndarray,  # [N] float, any length
     snr: float,  # dB
+    rate: int = 16000,  # Hz of the noise; the voice has 16 kHz
 ) -> np.ndarray:  # [S] float32
     "Add noise to a voice at a signal-to-noise ratio."
+    if rate != 16000: noise = resample(torch.tensor(noise, dtype=torch.float32), rate, 16000).numpy()
     noise = np.resize(noise, len(wave)) if len(noise) else np.zeros_like(wave)
     if not noise.any() or not wave.any(): return wave.astype(np.float32)
     return add_noise(*(torch.tensor(x, dtype=torch.float32) for x in (wave, noise, snr))).numpy()

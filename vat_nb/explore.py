@@ -125,6 +125,7 @@ def show_attention(
     mixed = ((0.55 * shown + 0.45 * coloured) * 255).to(torch.uint8)
     show_frames(mixed.numpy(), (np.arange(len(places)) + 0.5) * tubelet / fps, title=title, ax=axs[0])
     show_wave(batch.audio[0][batch.amask[0]].cpu().numpy(), ax=axs[1])
+    for ax in axs[:2]: ax.set_xlim(0, len(places) * tubelet / fps)
     length = int(batch.amask[0].sum()) / SAMPLE_RATE
     im = axs[2].imshow(over_time, aspect="auto", cmap=MATRIX, origin="lower", extent=(0, len(places) * tubelet / fps, 0, length), interpolation="none")
     axs[2].figure.colorbar(im, ax=axs[2], label="attention", pad=0.01)

@@ -13,11 +13,10 @@ from bisect import bisect, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
-import av, cv2, numpy as np, simplejpeg, torch, torchaudio
+import av, cv2, numpy as np, simplejpeg, soxr
 from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 # %% ../nbs/02_media.ipynb #fb118d20
@@ -223,32 +222,28 @@ def join_chunks(
     return runs
 
 # %% ../nbs/02_media.ipynb #38edd8ff
-@lru_cache
-def _resampler(rate: int) -> torchaudio.transforms.Resample: return torchaudio.transforms.Resample(rate, SAMPLE_RATE)
-
-
-def _line(runs: list[tuple[float, np.ndarray]], rate: int, a: int, b: int) -> torch.Tensor:
+def _line(runs: list[tuple[float, np.ndarray]], rate: int, a: int, b: int) -> np.ndarray:
     "Samples a to b of the time line, silent where nothing was heard."
     line = np.zeros(b - a, np.float32)
     for t, x in runs:
         at = round(t * rate) - a
         line[max(at, 0):max(at + len(x), 0)] = x[max(-at, 0):max(b - a - at, 0)]
-    return torch.from_numpy(line)
+    return line
 
 
 def lay_audio(
     runs: list[tuple[float, np.ndarray]],  # (s from the origin, [S] float) in order
     rate: int,  # Hz of the runs
     duration: float,  # s to keep
-    block: int = 20,  # s resampled at once, with a second on either side
+    block: int = 20,  # s resampled at once
 ) -> np.ndarray:  # [S] int16 at 16 kHz
     "Put sound on the clip's time line and resample it."
     end, parts = max(min(round(duration * rate), max((round(t * rate) + len(x) for t, x in runs), default=0)), 0), [np.zeros(0, np.int16)]
+    stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1) if rate != SAMPLE_RATE else None
     for a in range(0, end, block * rate):
-        before = rate if a else 0
-        x = _line(runs, rate, a - before, min(a + (block + 1) * rate, end))
-        if rate != SAMPLE_RATE: x = _resampler(rate)(x)
-        x = x[SAMPLE_RATE if a else 0:][:block * SAMPLE_RATE].numpy()
+        b = min(a + block * rate, end)
+        x = _line(runs, rate, a, b)
+        if stream: x = stream.resample_chunk(x, last=b == end)
         parts.append((x * 32768).round().clip(-32768, 32767).astype(np.int16))
     return np.concatenate(parts)[:round(duration * SAMPLE_RATE)]
 

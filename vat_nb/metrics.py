@@ -47,15 +47,15 @@ def target_scores(
     v: np.ndarray,  # [N, K] predictions
 ) -> dict[str, float]:
     "Mean squared error and mean Pearson correlation over the targets; `undefined` counts the targets whose correlation is not defined and stands as zero."
-    errors, correlations = [], []
+    errors, correlations, undefined = [], [], 0
     for t_k, v_k in zip(t.T, v.T):
         known = np.isfinite(t_k)
         errors.append(mean_squared_error(t_k[known], v_k[known]) if known.any() else np.nan)
         varies = known.sum() > 1 and np.ptp(t_k[known]) > 0 and np.ptp(v_k[known]) > 1e-9 * (1 + np.abs(v_k[known]).max())
-        correlations.append(pearsonr(t_k[known], v_k[known]).statistic if varies else np.nan)
+        correlations.append(pearsonr(t_k[known], v_k[known]).statistic if varies else 0.0)
+        undefined += int(known.any() and not varies)
     if not errors: return {}
-    mean = float(np.mean(np.nan_to_num(correlations))) if np.isfinite(t).any() else np.nan
-    return dict(mse=float(np.mean(errors)), pearson=mean, undefined=float(np.isnan(correlations).sum()))
+    return dict(mse=float(np.mean(errors)), pearson=float(np.mean(correlations)) if np.isfinite(t).any() else np.nan, undefined=float(undefined))
 
 # %% ../nbs/17_metrics.ipynb #f3aef808
 def scores(

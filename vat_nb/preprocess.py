@@ -18,7 +18,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile, torch
+import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
 from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
@@ -164,7 +164,7 @@ def summary_line(
     return text if (ledger["status"] == "ok").all() else f"{text}. Which: grep -E ',(degraded|failed),' {shlex.quote(str(Path(store, 'ledger.csv')))}"
 
 # %% ../nbs/07_preprocess.ipynb #a10144f5
-def _one_thread() -> None: torch.set_num_threads(1)
+def _one_thread() -> None: cv2.setNumThreads(1)
 
 
 def _window(clips: Iterator[Clip], submit, room: int) -> Iterator[tuple[Clip, Any]]:
