@@ -165,6 +165,5 @@ def test_hundreds_of_spoilt_files(javased, tmp_path):
     clips = [Clip(p.stem, str(p), "train") for p in sorted((tmp_path / "v").iterdir())]
     ledger = preprocess(clips, Task(()), tmp_path / "store", size=64, processes=2, limit=30.0).set_index("id")
     assert len(ledger) == len(clips) and set(ledger["status"]) == {"ok", "degraded", "failed"}
-    for i, row in ledger[ledger["status"] == "ok"].iterrows():
-        whole = ledger.loc[f"{i[0]}_whole"]
-        assert abs(row["duration"] - whole["duration"]) < 0.1 and row["frames"] == whole["frames"] and abs(row["samples"] - whole["samples"]) < 1700, (i, dict(row))
+    told = lambda i, row, whole: abs(row["duration"] - whole["duration"]) < 0.1 and abs(row["frames"] - whole["frames"]) <= 1 and abs(row["samples"] - whole["samples"]) < 1700
+    assert not [(i, row["duration"], row["frames"], row["samples"]) for i, row in ledger[ledger["status"] == "ok"].iterrows() if not told(i, row, ledger.loc[f"{i[0]}_whole"])]

@@ -321,7 +321,8 @@ def pick_frames(
 # %% ../nbs/02_media.ipynb #7987c375
 def _streams(container) -> tuple:  # picture and sound, or None
     cover = av.stream.Disposition.attached_pic
-    return next((s for s in container.streams.video if not s.disposition & cover), None), next(iter(container.streams.audio), None)
+    known = [s for s in container.streams if s.codec_context is not None]  # a damaged header can name a codec that does not exist
+    return next((s for s in known if s.type == "video" and not s.disposition & cover), None), next((s for s in known if s.type == "audio"), None)
 
 
 class Cutter:
@@ -374,6 +375,7 @@ def read_clip(
     with _open(path) as container:
         video, audio = _streams(container)
         streams, counts, sound = [s for s in (video, audio) if s is not None], Counts(), Sound()
+        if not streams: raise MediaError("OPEN_ERROR", path, "no stream of a known codec")
         for s in streams: s.codec_context.thread_count = 1
         zero = next((float(s.start_time * s.time_base) for s in streams if s.start_time is not None), 0.0 if start else None)
         origin = zero if start is None else zero + start
@@ -386,11 +388,13 @@ def read_clip(
         except TimeoutError: raise MediaError("TIMEOUT", path, f"more than {limit:g} s") from None
         jpegs, times = cutter.jpegs, cutter.times
         declared, rate = (video.frames, float(video.average_rate or 25)) if video and start is None and end is None else (0, 0.0)
+        promised = float(audio.duration * audio.time_base) if audio and audio.duration and start is None and end is None else 0.0  # s of sound
     runs = sound.runs(origin or 0.0)
     if not jpegs: duration = end - (start or 0.0) if end is not None else max((t + len(x) / sound.rate for t, x in runs), default=0.0)
     audio = lay_audio(runs, sound.rate, duration)
     if not jpegs and not len(audio): raise MediaError("DECODE_ERROR", path, f"{counts.errors} errors, nothing left")
     reached = max(counts.seen, round(duration * rate))  # an AVI counts the moments in which the picture stays as frames
-    wrong = dict(DECODE_ERROR=counts.errors > 0, TRUNCATED=reached < 0.98 * declared - 1, NO_VIDEO=not jpegs, NO_AUDIO=not len(audio), NO_FACE=cutter.lost, SHORT=duration < 0.1)
-    detail = f"{counts.seen} of {declared} frames" if wrong["TRUNCATED"] else ""
+    heard = sum(len(x) for _, x in runs) / sound.rate
+    wrong = dict(DECODE_ERROR=counts.errors > 0, TRUNCATED=reached < 0.98 * declared - 1 or 0 < heard < 0.98 * promised - 0.1, NO_VIDEO=not jpegs, NO_AUDIO=not len(audio), NO_FACE=cutter.lost, SHORT=duration < 0.1)
+    detail = f"{counts.seen} of {declared} frames, {heard:.2f} of {promised:.2f} s of sound" if wrong["TRUNCATED"] else ""
     return Media(jpegs, np.array(times), audio, duration, tuple(r for r, is_so in wrong.items() if is_so), detail, cutter.box)

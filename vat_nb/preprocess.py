@@ -102,6 +102,9 @@ def preprocess_clip(
     except MediaError as e:
         target.unlink(missing_ok=True)
         return row | dict(reason=e.reason, detail=str(e))
+    except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
+        target.unlink(missing_ok=True)
+        return row | dict(reason="DECODE_ERROR", detail=f"{type(e).__name__}: {e}")
     write_stored(target, media)
     face = " ".join(map(str, media.box)) if media.box else ""
     return row | dict(status="degraded" if media.reasons else "ok", reason=" ".join(media.reasons), detail=media.detail, duration=round(media.duration, 6), frames=len(media.jpegs), samples=len(media.audio), face=face)
