@@ -110,8 +110,9 @@ def locate_face(
 # %% ../nbs/03_faces.ipynb #a7589336
 @lru_cache
 def face_locator(
-    name: str | None,  # None: no faces are looked for; "cascade"; or the path of YuNet's ONNX file
+    name: str | None,  # None: no faces are looked for; "cascade"; "yunet", fetched once; or the path of YuNet's ONNX file
 ) -> Locate | None:
-    "What `read_clip` takes. Raises FileNotFoundError when there is no such file."
+    "What `read_clip` takes. Raises FileNotFoundError when there is no such file, ConnectionError when it cannot be fetched."
     if not name: return None
+    if name == "yunet": name = str(fetch_yunet(Path.home() / ".cache/vat_nb"))
     return partial(locate_face, detector=cascade_detector() if name == "cascade" else yunet_detector(name))
