@@ -347,10 +347,13 @@ def show_ledger(
     for bars, status in zip(axs[0].containers, counts): axs[0].bar_label(bars, [f"{n} {status}" if n else "" for n in counts[status]], label_type="center", fontsize="small")
     axs[0].set(xlabel="clips", ylabel="split")
     axs[0].invert_yaxis()
-    axs[1].barh([f"{r}: {REASONS[r]}" for r in reasons.index], reasons.values, color="C1")
-    axs[1].bar_label(axs[1].containers[0]) if len(reasons) else axs[1].text(0.5, 0.5, "nothing was wrong", ha="center", transform=axs[1].transAxes)
+    if reasons.empty:
+        axs[1].text(0.5, 0.5, "nothing was wrong", ha="center", transform=axs[1].transAxes)
+        axs[1].axis("off")
+        return axs
+    axs[1].bar_label(axs[1].barh([f"{r}: {REASONS[r]}" for r in reasons.index], reasons.values, color="C1"))
     axs[1].invert_yaxis()
-    axs[1].set(xlabel="clips", yticks=[] if reasons.empty else axs[1].get_yticks())
+    axs[1].set(xlabel="clips")
     return axs
 
 
@@ -373,7 +376,7 @@ def show_contact_sheet(
             axs[i // columns * each + 1, i % columns].axis("off")
     return axs
 
-# %% ../nbs/07_preprocess.ipynb #48acd96c
+# %% ../nbs/07_preprocess.ipynb #2fdc2957
 def export_tree(
     store: Store,
     folder: str | Path,  # gets frames/<id>/00001.jpg and audio/<id>.wav
