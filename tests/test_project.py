@@ -54,3 +54,11 @@ def test_parameters_of_train_are_recipe_values():
     cells = json.loads((PROJECT / "nbs" / "train.ipynb").read_text())["cells"]
     source = "".join(next(c for c in cells if "parameters" in c["metadata"].get("tags", []))["source"])
     assert set(re.findall(r"^(\w+) = ", source, re.M)) <= set(read_recipe("demo", PROJECT / "settings.ini"))
+
+
+def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
+    command = next(line for line in (PROJECT / "Makefile").read_text().splitlines() if "jupyter lab" in line)
+    assert "--ip=127.0.0.1" in command
+    kinds, apart = ("", ".md", ".ini", ".toml", ".py", ".ipynb"), {".venv", ".git", "runs", "data", "tests"}
+    shipped = [p for p in PROJECT.rglob("*") if p.suffix in kinds and p.is_file() and not apart & set(p.parts)]
+    assert not [p for p in shipped if re.search(r"token\s*=\s*(''|\"\")", p.read_text(errors="ignore"))]
