@@ -105,9 +105,8 @@ def score_interval(
     y, p, t, v = y[known], p[known], t[known], v[known]
     value = scores(y, p, t, v).get(name, np.nan)
     if name in ("f1", "combined"): return value, *(f1_interval(y, p) if name == "f1" else f1_interval(y, p, t, v))
-    of = class_scores if p.shape[1] and name in class_scores(y[:1], p[:1]) else None
-    draw = lambda rows: of(y[rows], p[rows])[name] if of else target_scores(t[rows], v[rows])[name]
-    return value, *interval(draw, len(y), draws=500)
+    of, a, b = (target_scores, t, v) if name in target_scores(t, v) else (class_scores, y, p)  # only the half that holds the score is drawn
+    return value, *interval(lambda rows: of(a[rows], b[rows])[name], len(y), draws=500)
 
 # %% ../nbs/19_inference.ipynb #aab09fff
 class Form(NamedTuple):

@@ -39,7 +39,7 @@ def class_scores(
         warnings.simplefilter("ignore")  # a predicted class that never occurs has no recall: balanced_accuracy leaves it out and says so
         uar = balanced_accuracy_score(y, guess)
     precision = precision_score(y, guess, labels=classes, average="macro", zero_division=0)  # a class that is never said counts as zero
-    return dict(f1=f1_score(y, guess, average="weighted", zero_division=0), accuracy=accuracy_score(y, guess), uar=uar, macro_precision=precision, average_precision=area)
+    return dict(f1=weighted_f1(y, p), accuracy=accuracy_score(y, guess), uar=uar, macro_precision=precision, average_precision=area)
 
 # %% ../nbs/17_metrics.ipynb #944dc271
 def target_scores(

@@ -216,7 +216,7 @@ def preprocess(
     size: int = 160,  # side of the square picture in pixels
     quality: int = 90,  # of the JPEGs, 1..100
     faces: str | None = None,  # detector that finds the face to cut out: None, "cascade" or YuNet's ONNX file
-    processes: int = 0,  # 0: one per core; 1: this one
+    processes: int = 0,  # 0: one per core; 1: this one, or a single worker for a hundred clips and more
     limit: float = 300.0,  # s that one clip may take
     client=None,  # a dask.distributed Client; None uses processes of this machine
 ) -> pd.DataFrame:  # the ledger
