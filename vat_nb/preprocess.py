@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,18 +193,11 @@ def _process_rows(clips: list[Clip], folder: Path, settings: dict, limit: float,
 
 
 def _dask_rows(clips: list[Clip], folder: Path, settings: dict, limit: float, client) -> Iterator[dict]:
-    from distributed import KilledWorker, as_completed as dask_completed
-    rest, room = iter(clips), 4 * max(sum(client.nthreads().values()), 1)
-    submit = lambda c: client.submit(preprocess_clip, c, folder, settings, limit, key=f"{c.id}-{settings_key(c, settings)}-{os.getpid()}", pure=False)
-    waiting = {(f := submit(c)).key: (c, f) for c in islice(rest, room)}
-    done = dask_completed([f for _, f in waiting.values()])
-    for future in done:
-        clip, _ = waiting.pop(future.key)
+    from distributed import KilledWorker
+    room, pool = 4 * max(sum(client.nthreads().values()), 1), client.get_executor(pure=False)
+    for clip, future in _window(iter(clips), lambda c: pool.submit(preprocess_clip, c, folder, settings, limit), room):
         try: yield future.result()
         except KilledWorker as e: yield failed_row(clip, settings, "CRASHED", str(e).splitlines()[0])
-        if (c := next(rest, None)) is not None:
-            waiting[(f := submit(c)).key] = (c, f)
-            done.add(f)
 
 # %% ../nbs/07_preprocess.ipynb #ea8814ca
 def preprocess(
