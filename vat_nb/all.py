@@ -15,6 +15,7 @@ from .media import *
 from .faces import *
 from .releases import *
 from .augment import *
+from .corrupt import *
 from .synth import *
 from .preprocess import *
 from .loading import *
@@ -24,10 +25,15 @@ from .model import *
 from .align import *
 from .match import *
 from .momentum import *
+from .masked import *
 from .supervise import *
+from .pseudo import *
 from .metrics import *
 from .training import *
 from .inference import *
+from .ensemble import *
+from .baseline import *
 from .explore import *
+from .experiment import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

@@ -128,7 +128,7 @@ def find_settings(
     raise FileNotFoundError(f"no settings.ini in {start} or above it: run from inside the project's folder")
 
 # %% ../nbs/00_core.ipynb #281ea02a
-CHOICES = dict(stage=("all", "pretrain", "finetune"), size=("tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
+CHOICES = dict(stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), size=("tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
@@ -136,14 +136,17 @@ def read_recipe(
     dataset: str,  # a section of settings.ini
     settings: str | Path | None = None,  # the file; None finds it
 ) -> dict[str, Any]:  # name -> value, typed; folders are absolute
-    "The recipe of one dataset: `[DEFAULT]` overridden by its section. Raises ParameterError."
+    "The recipe of one dataset: `[DEFAULT]`, then the section that it is `like`, then its own. Raises ParameterError."
     path = Path(settings) if settings else find_settings()
-    ini = configparser.ConfigParser()
+    ini = configparser.ConfigParser(default_section="")
     ini.read(path, encoding="utf-8")
-    if not ini.has_section(str(dataset)):
-        raise ParameterError(f"no recipe [{dataset}] in {path}: {_nearest(dataset, ini.sections())}")
+    names = [s for s in ini.sections() if s != "DEFAULT"]
+    def section(name):
+        if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {_nearest(name, names)}")
+        values = dict(ini.items(name, vars=dict(dataset=dataset)))
+        return (section(values.pop("like")) if "like" in values else {}) | values
     defaults = {k: _literal(v) for k, v in ini.items("DEFAULT", raw=True)}
-    recipe = {k: _literal(v) for k, v in ini.items(dataset, vars=dict(dataset=dataset))}
+    recipe = {k: _literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
     return dict(dataset=dataset, **{k: str(path.parent / v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
@@ -179,13 +182,15 @@ def parameter_names(
 # %% ../nbs/00_core.ipynb #2efab281
 def notebook_recipe(
     names: dict[str, Any],  # the notebook's `globals()`
+    own: dict[str, Any] | None = None,  # parameters that only this notebook has, with their defaults
 ) -> dict[str, Any]:  # the recipe, with the parameters that are not None put in; folders are absolute
     "Recipe of `settings.ini` overridden by the parameters of a notebook. Raises ParameterError."
-    known = list(read_recipe("demo"))
+    own = own or {}
+    known = [*read_recipe("demo"), *own]
     given = parameter_names(names["In"]) if "In" in names else set(names)
     for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
-    recipe = read_recipe(names["dataset"])
+    recipe = read_recipe(names["dataset"]) | own
     recipe |= check_parameters({k: names[k] for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}

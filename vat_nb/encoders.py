@@ -10,8 +10,9 @@ from functools import partial
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
+from torchaudio.transforms import MelSpectrogram
 from torchvision.ops import Conv2dNormActivation
+from .augment import spec_augment
 from .core import Tokens
 from .layers import Block, sine_positions
 from .media import SAMPLE_RATE
@@ -37,8 +38,8 @@ class Stack(nn.Module):
         x: Tensor,  # [B, N, D] patches with their positions
         mask: Tensor,  # [B, N] bool
     ) -> Tokens:  # N + 1 tokens
-        x = torch.cat([self.cls.to(x.dtype).expand(len(x), -1, -1), x], 1)
-        mask = torch.cat([mask.new_ones(len(x), 1), mask], 1)
+        x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
+        mask = torch.cat([mask.new_ones(x.shape[0], 1), mask], 1)
         for block in self.blocks: x = block(x, mask)
         return Tokens(self.norm(x), mask)
 
@@ -143,9 +144,10 @@ class AudioEncoder(nn.Module):
         if mels % patch[0]: raise ValueError(f"patches of {patch[0]} bands do not tile {mels} bands")
         self.dim, self.patch, self.bands = dim, patch, mels // patch[0]
         self.logmel = LogMel(mels)
-        self.masking = nn.Sequential(FrequencyMasking(masking[0], iid_masks=True), TimeMasking(masking[1], iid_masks=True)) if any(masking) else nn.Identity()
+        self.masking = masking
         self.embed = nn.Linear(patch[0] * patch[1], dim)
         self.place = nn.Parameter(torch.randn(self.bands, dim) * 0.02)
+        self.unknown = nn.Parameter(torch.randn(dim) * 0.02)  # stands for a patch that is hidden
         self.stack = Stack(dim, heads, layers, dropout)
 
     def patches(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, patch], [B, N]
@@ -155,15 +157,21 @@ class AudioEncoder(nn.Module):
         cut = rearrange(mel, "b (f p) (t q) -> b (t f) (p q)", p=self.patch[0], q=self.patch[1])
         return cut, rearrange(mask, "b (t q) -> b t q", q=self.patch[1]).any(-1).repeat_interleave(self.bands, 1)
 
+    def spectrogram(self, cut: Tensor) -> Tensor:  # [B, N, patch] -> [B, F, T]
+        "Patches put together again."
+        return rearrange(cut, "b (t f) (p q) -> b (f p) (t q)", f=self.bands, q=self.patch[1])
+
     def forward(
         self,
         audio: Tensor,  # [B, S] int16, or float in -1..1
         amask: Tensor,  # [B, S] bool
+        hidden: Tensor | None = None,  # [B, N] bool, True where a patch is not to be seen
     ) -> Tokens:  # [CLS], then moments x bands
         mel, mask = self.logmel(audio, amask)
-        if self.training: mel = self.masking(mel[:, None])[:, 0]
+        if self.training and any(self.masking): mel = spec_augment(mel, mask, *self.masking)
         cut, mask = self.patches(mel, mask)
         x = self.embed(cut.to(self.embed.weight.dtype))
+        if hidden is not None: x = torch.where(hidden[..., None], self.unknown.to(x.dtype), x)
         when = sine_positions((torch.arange(x.shape[1] // self.bands, device=x.device) + 0.5) * self.patch[1] * HOP / SAMPLE_RATE, self.dim)
         position = rearrange(when[:, None] + self.place.float()[None], "t n d -> (t n) d")
         return self.stack(x + position.to(x.dtype), mask)

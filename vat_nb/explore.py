@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['show_confusion', 'head_scores', 'alignment_order', 'show_alignment', 'cross_attention', 'show_attention',
-           'show_pipeline']
+           'show_reliability', 'show_robustness', 'show_ablation', 'show_label_sweep', 'show_heads', 'show_pipeline']
 
 # %% ../nbs/20_explore.ipynb #a008690a
 from collections.abc import Sequence
-import matplotlib.pyplot as plt, numpy as np, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import NullLocator, PercentFormatter
 from einops import rearrange
 from torch import Tensor
 from .core import Batch
 from .inference import HEADS, Predictions, score_interval, truth
 from .media import SAMPLE_RATE
-from .metrics import confusion
+from .metrics import calibration_error, confusion, reliability
 from .model import VAT
 from .releases import Task
-from .show import MATRIX, new_axes, show_frames, show_matrix, show_wave
+from .show import MATRIX, new_axes, show_curves, show_frames, show_matrix, show_wave
 
 # %% ../nbs/20_explore.ipynb #e62df3d9
 def show_confusion(
@@ -133,6 +134,98 @@ def show_attention(
     return axs
 
 # %% ../nbs/20_explore.ipynb #b63ee04a
+def show_reliability(
+    y: np.ndarray,  # [N] class, -100 where unlabelled
+    systems: dict[str, np.ndarray],  # name -> [N, C] probabilities, such as those before and after a temperature
+    bins: int = 10,
+    axs: Sequence[Axes] | None = None,  # one for each system
+) -> Sequence[Axes]:
+    "Reliability diagrams (Guo et al. 2017, figure 1), with the expected calibration error of the same bins."
+    if axs is None: axs = plt.subplots(1, len(systems), figsize=(3.6 * len(systems), 3.3), sharey=True, layout="constrained", squeeze=False)[1][0]
+    for (name, p), ax in zip(systems.items(), axs):
+        table = reliability(y, p, bins).dropna()
+        left = [bin.left for bin in table.index]
+        bars = ax.bar(left, table["accuracy"], 1 / bins, align="edge", edgecolor="w", label="accuracy")
+        ax.bar(left, table["confidence"] - table["accuracy"], 1 / bins, table["accuracy"], align="edge", facecolor="none", edgecolor="C3", hatch="///", linewidth=0.8, label="confidence - accuracy")
+        ax.bar_label(bars, table["count"], label_type="center", color="w", fontsize="x-small")
+        ax.plot([0, 1], [0, 1], color="0.4", linestyle=":", label=f"calibration error {calibration_error(y, p, bins):.3f}")
+        ax.legend(frameon=False, fontsize="x-small", loc="upper left")
+        ax.set(xlabel="confidence", xlim=(0, 1), ylim=(0, 1.05), title=name)
+    axs[0].set_ylabel("accuracy")
+    return axs
+
+# %% ../nbs/20_explore.ipynb #588b7285
+def show_robustness(
+    table: pd.DataFrame,  # condition (such as "SNR (dB)"), level (such as "clean", "20"), head, score, low, high
+    ylabel: str = "weighted F1",
+    axs: Sequence[Axes] | None = None,  # one for each condition
+) -> Sequence[Axes]:
+    "Score of every head against how bad a clip was made, a panel for each condition."
+    conditions = list(dict.fromkeys(table["condition"]))
+    if axs is None: axs = plt.subplots(1, len(conditions), figsize=(3.5 * len(conditions), 2.9), sharey=True, layout="constrained", squeeze=False)[1][0]
+    for condition, ax in zip(conditions, axs):
+        part = table[table["condition"] == condition]
+        levels, heads = list(dict.fromkeys(part["level"].astype(str))), list(dict.fromkeys(part["head"]))
+        ordered = pd.to_numeric(pd.Series(levels), errors="coerce").notna().any()
+        for i, (head, marker) in enumerate(zip(heads, "osD^vP")):
+            rows = part[part["head"] == head]
+            x = np.array([levels.index(level) for level in rows["level"].astype(str)]) + 0.12 * (i - (len(heads) - 1) / 2)  # side by side
+            ax.errorbar(x, rows["score"], (rows["score"] - rows["low"], rows["high"] - rows["score"]), fmt=f"{marker}-" if ordered else marker, markersize=5, linewidth=1.2, capsize=2, label=head)
+        ax.set(xticks=range(len(levels)), xticklabels=levels, xlabel=condition, xlim=(-0.5, len(levels) - 0.5))
+    axs[0].set_ylabel(ylabel)
+    axs[-1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return axs
+
+# %% ../nbs/20_explore.ipynb #f272cfef
+def show_ablation(
+    table: pd.DataFrame,  # a row for each name and seed: name, seed, difference (to the reference of that seed), and low, high of the name's mean
+    xlabel: str = "difference of weighted F1 to the whole method",
+    ax: Axes | None = None,
+) -> Axes:
+    "Difference that each change makes: seeds, mean and interval, the first name on top."
+    groups = table.groupby("name", sort=False)
+    mean, low, high = groups["difference"].mean(), groups["low"].first(), groups["high"].first()
+    ax = ax or new_axes(5.5, 1 + 0.4 * len(mean))
+    ax.axvline(0, color="0.5", linestyle=":", zorder=0)
+    ax.errorbar(mean, range(len(mean)), xerr=(mean - low, high - mean), fmt="o", capsize=3, label="mean, 95 % interval")
+    ax.scatter(table["difference"], groups.ngroup() + 0.22, s=14, color="0.55", label="a seed")
+    ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    ax.set(yticks=range(len(mean)), yticklabels=mean.index, ylim=(len(mean) - 0.4, -0.6), xlabel=xlabel)
+    return ax
+
+# %% ../nbs/20_explore.ipynb #e5ec83de
+def show_label_sweep(
+    table: pd.DataFrame,  # share (of the labels, 0..1), variant, score, low, high
+    ylabel: str = "weighted F1",
+    ax: Axes | None = None,
+) -> Axes:
+    "Score of each variant against the share of the labels it was trained with, with its interval as a band."
+    ax = ax or new_axes(5.5, 3)
+    for (variant, rows), style in zip(table.groupby("variant", sort=False), ("o-", "s--", "D-.", "^:")):
+        rows = rows.sort_values("share")
+        line, = ax.semilogx(rows["share"], rows["score"], style, label=variant)
+        ax.fill_between(rows["share"], rows["low"], rows["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+    ax.set_xticks(sorted(table["share"].unique()))
+    ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.legend(frameon=False, fontsize="small")
+    ax.set(xlabel="share of the labels", ylabel=ylabel)
+    return ax
+
+# %% ../nbs/20_explore.ipynb #c3558b51
+def show_heads(
+    history: list[dict[str, float]],  # rows of `fit`
+    axs: Sequence[Axes] | None = None,  # three, side by side
+) -> Sequence[Axes]:
+    "Draw losses and weights of the heads over epochs."
+    if axs is None: axs = plt.subplots(1, 3, figsize=(11, 2.4), layout="constrained")[1]
+    for ax, form, ylabel in zip(axs, ("{}", "valid {} loss", "weight {}"), ("loss in training", "loss on held-out clips", "weight")):
+        curves = {h: [row.get(form.format(h), row.get(f"{form.format(h)} targets", np.nan)) for row in history] for h in HEADS}
+        show_curves(curves, ylabel=ylabel, ax=ax)
+        if ax is not axs[-1]: ax.get_legend().remove()
+    return axs
+
+# %% ../nbs/20_explore.ipynb #a754d81c
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False) -> None:
     style = f"round,pad=0,rounding_size={h / 2 if round_ else 0.08}"
     ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="0.25", linewidth=1.1, linestyle="--" if dashed else "-"))
@@ -143,7 +236,7 @@ def _arrow(ax: Axes, start: tuple, end: tuple, text: str = "", dashed: bool = Fa
     ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.2, linestyle="--" if dashed else "-", connectionstyle=f"arc3,rad={bend}", shrinkA=0, shrinkB=1))
     if text: ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=8, color="0.25")
 
-# %% ../nbs/20_explore.ipynb #a9e9bf8c
+# %% ../nbs/20_explore.ipynb #046251f3
 def _pipeline_arrows(ax: Axes) -> None:
     for y in (4.8, 2.4): _arrow(ax, (1.9, y), (2.55, y))
     _arrow(ax, (4.85, 4.95), (6.6, 4.15), bend=-0.15)
@@ -162,7 +255,7 @@ def _pipeline_arrows(ax: Axes) -> None:
     _arrow(ax, (4.9, 0.28), (9.0, 0.5), dashed=True, bend=0.22)
     _arrow(ax, (11.2, 1.22), (11.9, 3.22), dashed=True, bend=0.1)
 
-# %% ../nbs/20_explore.ipynb #f2a20e45
+# %% ../nbs/20_explore.ipynb #d808d470
 def show_pipeline() -> Axes:
     "Draw VAT: encoders, fusion, heads, teacher, queue and losses."
     ax = new_axes(11, 4.7)

@@ -6,7 +6,7 @@
 __all__ = ['window_starts', 'Windows', 'Sample', 'ClipDataset', 'collate', 'make_loader', 'hold_out']
 
 # %% ../nbs/08_loading.ipynb #b91b6f89
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 import math, numpy as np, simplejpeg, torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
@@ -68,8 +68,9 @@ class ClipDataset(Dataset):
         store: Store,
         clips: list[Clip],
         frames: int,  # frames of a window
+        change: Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,  # clip, frames, int16 wave -> other frames and wave
     ):
-        self.store, self.clips, self.frames = store, clips, frames
+        self.store, self.clips, self.frames, self.change = store, clips, frames, change
         self.fps, self.side = store.settings["fps"], store.settings["size"]
         self.lengths = [max(round(d * self.fps), 1) for d in store.ledger.loc[[c.id for c in clips], "duration"]]
 
@@ -81,8 +82,9 @@ class ClipDataset(Dataset):
         chosen = [j for j, at in zip(media.jpegs, media.times) if start <= at * self.fps < start + self.frames]
         frames = np.stack([simplejpeg.decode_jpeg(j) for j in chosen]) if chosen else np.zeros((0, self.side, self.side, 3), np.uint8)
         a, b = (round(k / self.fps * SAMPLE_RATE) for k in (start, start + self.frames))
-        classes = self.store.task.classes
-        return Sample(frames, media.audio[a:b], classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
+        wave, classes = media.audio[a:b], self.store.task.classes
+        if self.change: frames, wave = self.change(clip, frames, wave)
+        return Sample(frames, wave, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
 # %% ../nbs/08_loading.ipynb #673033bc
 def collate(
@@ -110,9 +112,10 @@ def make_loader(
     workers: int = 0,  # processes that decode ahead
     seed: int = 0,
     pin: bool = False,  # page-locked memory, for CUDA
+    change: Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,  # what is done to each clip, such as a corruption
 ) -> DataLoader:  # of Batch
     "Batches of clips; call `loader.sampler.set_epoch` before each epoch of training."
-    dataset = ClipDataset(store, clips, frames)
+    dataset = ClipDataset(store, clips, frames, change)
     sampler = Windows(dataset.lengths, frames, shuffle, seed)
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
     return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, **many)

@@ -6,6 +6,7 @@
 __all__ = ['SIZES', 'Fusion', 'Scores', 'Head', 'Encoded', 'Output', 'VAT', 'build_vat']
 
 # %% ../nbs/11_model.ipynb #c1ae2b1c
+import math
 from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,7 @@ class VAT(nn.Module):
         self.project_v, self.project_a = nn.Linear(video.dim, project), nn.Linear(audio.dim, project)
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.match_head = nn.Linear(audio.dim, 2)
+        if isinstance(audio, AudioEncoder): self.mask_head = nn.Linear(audio.dim, math.prod(audio.patch))  # numbers of a patch
         self.heads = nn.ModuleDict({k: Head(d, classes, targets, dropout) for k, d in (("video", video.dim), ("audio", audio.dim), ("fusion", audio.dim))})
 
     def encode(self, batch: Batch) -> Encoded:
@@ -129,6 +131,10 @@ class VAT(nn.Module):
     def match(self, encoded: Encoded, pairs: tuple[Tensor, Tensor]) -> Tensor:  # pairs: rows of video, rows of audio -> [P, 2]
         "Logits of 'another clip's' and 'the same clip's' for each pair."
         return self.match_head(self.fusion(encoded.video, encoded.audio, pairs).cls).float()
+
+    def reconstruct(self, video: Tokens, audio: Tokens) -> Tensor:  # [B, N, numbers of a patch]
+        "The patches of the spectrogram, as the fused tokens imagine them."
+        return self.mask_head(self.fusion(video, audio, cls_only=False).x[:, 1:]).float()
 
     def forward(self, batch: Batch) -> Output:
         encoded = self.encode(batch)
@@ -146,13 +152,13 @@ class VAT(nn.Module):
         "The temperature, kept in 0.001..0.5 as in Li et al. 2021."
         return self.temperature.clamp(0.001, 0.5)
 
-# %% ../nbs/11_model.ipynb #624d3dd3
+# %% ../nbs/11_model.ipynb #8b80eb44
 SIZES = dict(
     tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=64, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
     small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=128, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),
     base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=0, mels=128, mel_patch=(16, 16), project=256, dropout=0.1, masking=(24, 24)))
 
-# %% ../nbs/11_model.ipynb #123cca27
+# %% ../nbs/11_model.ipynb #7a891e15
 def build_vat(
     size: str,  # a name of SIZES
     image: int,  # side of the frames in pixels
@@ -160,11 +166,12 @@ def build_vat(
     classes: int,
     targets: int = 0,
     temperature: float = 0.07,
+    masking: float = 1.0,  # SpecAugment in training, in parts of the size's own
 ) -> VAT:
     "A VAT with fresh weights."
     s: dict[str, Any] = SIZES[size]
     shared = dict(dim=s["dim"], heads=s["heads"], dropout=s["dropout"])
     video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], **shared)
-    audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=s["masking"], **shared)
+    audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), **shared)
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     return VAT(video, audio, fusion, classes, targets, s["project"], temperature, s["dropout"])

@@ -19,6 +19,7 @@ import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd, soundfile
 from moviepy import ImageSequenceClip
 from moviepy.video.io.ffmpeg_writer import ffmpeg_write_video
 from tqdm.auto import tqdm
+from .corrupt import corrupt
 from .releases import CHEAVD2, MER23
 
 # %% ../nbs/06_synth.ipynb #7ba11bfd
@@ -366,7 +367,6 @@ def make_clip(
     script = write_script(rng, voice.rate, rng.uniform(1.3, 1.9))
     frames, wave = film(script, who, face, rng), speak(script, who, voice, rng)
     if not plan.noisy: return frames, wave
-    from vat_nb.augment import corrupt  # brings torch, which takes seconds to import: processes that render clean clips do without
     others = [speak(write_script(rng, 4, 2), make_identity(rng), MANNERS["neutral"], rng) for _ in range(2)]
     return corrupt(frames, wave, others[0] + others[1], rng)[:2]
 
@@ -431,7 +431,7 @@ LABELS = dict(mer23=_mer23_labels, muse_mimic=_muse_mimic_labels, cheavd2=_cheav
 def write_demo(
     root: str | Path,  # folder to write to, such as data/demo
     seed: int = 0,
-    processes: int = 2,  # beside this one; 0 renders in this one
+    processes: int = 2,  # that render; 0 renders in this one
     plans: list[Plan] | None = None,  # None: `plan_demo(seed, layout=layout)`
     layout: str = "mer23",  # a name of DEMOS
 ) -> Path:  # root
@@ -440,12 +440,11 @@ def write_demo(
     if (root / "truth.json").exists(): return root
     for p in plans: Path(root, p.file).parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(plans), desc=f"rendering {root.name}", unit="clip", mininterval=2) as bar:
-        elsewhere = [p for p in plans if processes and not p.noisy]
-        with ProcessPoolExecutor(max(processes, 1), mp_context=get_context("spawn")) as pool:
-            rendering = [pool.submit(render, root, p) for p in elsewhere]
-            for p in plans:
-                if p not in elsewhere: bar.update(render(root, p) is None)
-            for done in as_completed(rendering): bar.update(done.result() is None)
+        if processes:
+            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+                for done in as_completed([pool.submit(render, root, p) for p in plans]): bar.update(done.result() is None)
+        else:
+            for p in plans: bar.update(render(root, p) is None)
     truth = pd.DataFrame(plans)
     LABELS[layout](root, truth)
     truth.to_json(root / "truth.json", orient="records", indent=1)  # who and what is behind each clip; no part of the kit reads it
