@@ -19,8 +19,10 @@ from .corrupt import *
 from .synth import *
 from .preprocess import *
 from .loading import *
+from .speaker import *
 from .layers import *
 from .encoders import *
+from .pretrained import *
 from .model import *
 from .align import *
 from .match import *

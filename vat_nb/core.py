@@ -128,7 +128,7 @@ def find_settings(
     raise FileNotFoundError(f"no settings.ini in {start} or above it: run from inside the project's folder")
 
 # %% ../nbs/00_core.ipynb #281ea02a
-CHOICES = dict(stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), size=("tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
+CHOICES = dict(stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), size=("mini", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
@@ -191,6 +191,7 @@ def notebook_recipe(
     for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
     recipe = read_recipe(names["dataset"]) | own
-    recipe |= check_parameters({k: names[k] for k in given - {"dataset"} if names.get(k) is not None}, recipe)
+    typed = lambda k: _literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
+    recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'open_release', 'Split', 'is_labelled', 'unlabel',
-           'split_clips', 'few_labels', 'new_model', 'loader_of', 'predict_clips', 'schedule', 'has_both', 'pretrain',
-           'validation', 'finetune', 'train_model', 'run_key', 'run_recipe']
+           'split_clips', 'few_labels', 'new_model', 'features_of', 'whole_model', 'loader_of', 'predict_clips',
+           'schedule', 'has_both', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -23,10 +23,12 @@ from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
 from .inference import HEADS, Predictions, main_score, predict, score, truth, under
 from .loading import hold_out, make_loader
-from .model import VAT, Scores, build_vat
+from .model import SIZES, VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
+from .pretrained import PretrainedEncoder, cache_features, feature_encoders, feature_loader, freeze, load_audio, load_video
 from .pseudo import Confidence
 from .releases import Task, check, clips as release_clips, read_release
+from .speaker import against_speakers
 from .supervise import FixedBlend, GradientBlend, UncertaintyBlend, Weights, head_losses
 from .synth import write_demo
 from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, refuse_other, student_weights
@@ -49,6 +51,11 @@ def check_recipe(
     refuse(r["blend"] != "fixed" and len(heads) < 2, f"blend = {r['blend']} weighs heads against each other and only {heads[:1]} is taught: give weight_video or weight_audio, or blend = fixed")
     refuse(r["blend"] == "gradient" and r["stage"] != "pretrain" and r["epochs"] < 7, f"blend = gradient measures every 5 epochs and there are {r['epochs']}: train longer, or blend = fixed")
     refuse(r["blend"] == "gradient" and not r["valid"] and not r["valid_split"], "blend = gradient needs clips that are held out: give valid, or blend = fixed")
+    refuse(r["audio_encoder"] and r["weight_masked"] and r["pretrain_epochs"] and r["stage"] != "finetune", "masked audio modelling hides patches of the spectrogram, and a pretrained audio encoder has none: set weight_masked to 0")
+    refuse(r["tune"] != "frozen" and not r["video_encoder"] and not r["audio_encoder"], f"tune = {r['tune']} is about pretrained encoders and there are none: name video_encoder or audio_encoder")
+    refuse(r["layer_decay"] < 1 and r["tune"] == "frozen", "layer_decay gives pretrained layers learning rates, and they are frozen: set tune to full or lora")
+    refuse(r["cache_features"] and not (r["video_encoder"] and r["audio_encoder"] and r["tune"] == "frozen"), "cache_features needs a pretrained video_encoder and audio_encoder, both frozen")
+    refuse(r["cache_features"] and (r["augment_image"] or r["augment_wave"] or r["against_speaker"]), "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
     refuse(r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1, f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9")
@@ -74,7 +81,8 @@ def open_release(
     data = open_store(store)
     refuse_other(data.settings, portable(reading(recipe)), store)
     refuse_failed(data.ledger.reset_index(), recipe["max_failed"], store)
-    return data
+    if recipe["cache_features"]: cache_features(load_video(recipe["video_encoder"], recipe["fps"]), load_audio(recipe["audio_encoder"]), data, data.usable(), features_of(recipe), make_accelerator(recipe["device"], recipe["seed"]).device)
+    return data._replace(change=against_speakers(data, data.usable())) if recipe["against_speaker"] else data
 
 # %% ../nbs/21_experiment.ipynb #480b95d8
 class Split(NamedTuple):
@@ -136,8 +144,27 @@ def new_model(
 ) -> VAT:
     "The model of a recipe, with fresh weights: the same for the same seed."
     torch.manual_seed(recipe["seed"])
-    model = build_vat(recipe["size"], recipe["image"], recipe["fps"], len(task.classes), len(task.targets), recipe["temperature"], recipe["augment_spectrogram"])
+    encoders = {k: recipe[k] for k in ("video_encoder", "audio_encoder", "tune") if not recipe["cache_features"]}
+    model = build_vat(recipe["size"], recipe["image"], recipe["fps"], len(task.classes), len(task.targets), recipe["temperature"], recipe["augment_spectrogram"], **encoders)
+    if recipe["cache_features"]:
+        s = SIZES[recipe["size"]]
+        video, audio = feature_encoders(features_of(recipe), s["dim"], s["heads"], dropout=s["dropout"])
+        model = VAT(video, audio, model.fusion, len(task.classes), len(task.targets), s["project"], recipe["temperature"], s["dropout"])
     model.scale_targets(torch.from_numpy(truth(train, task)[1]))
+    return model
+
+
+def features_of(recipe: dict[str, Any]) -> Path:
+    "Where the features of a recipe's frozen encoders are kept."
+    names = json.dumps([recipe["video_encoder"], recipe["audio_encoder"]])
+    return Path(recipe["store"], f"features-{hashlib.sha256(names.encode()).hexdigest()[:8]}")
+
+
+def whole_model(model: VAT, recipe: dict[str, Any]) -> VAT:  # changed in place
+    "Put the frozen encoders under a model that was trained on their cached features, so that it reads clips."
+    if recipe["cache_features"]:
+        device = model.temperature.device
+        model.video, model.audio = PretrainedEncoder(freeze(load_video(recipe["video_encoder"], recipe["fps"])), model.video).to(device), PretrainedEncoder(freeze(load_audio(recipe["audio_encoder"])), model.audio).to(device)
     return model
 
 
@@ -146,8 +173,9 @@ def loader_of(
     shuffle: bool = False,  # True for training
     change: Callable | None = None,  # what is done to each clip, see `ClipDataset`
 ) -> DataLoader:
-    "Batches of clips as a recipe has them."
-    return make_loader(data, clips, shuffle=shuffle, change=change, pin=torch.cuda.is_available(), **{k: recipe[k] for k in ("frames", "batch_size", "workers", "seed")})
+    "Batches of clips as a recipe has them, or of their cached features."
+    how = dict(shuffle=shuffle, pin=torch.cuda.is_available(), **{k: recipe[k] for k in ("frames", "batch_size", "workers", "seed")})
+    return feature_loader(features_of(recipe), data, clips, **how) if recipe["cache_features"] else make_loader(data, clips, change=change, **how)
 
 
 def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, Any], accelerator: Accelerator) -> Predictions:
@@ -257,7 +285,8 @@ def run_recipe(
     if not all(f.exists() for f in files.values()):
         pretraining = folder / f"pretraining {run_key(recipe, COMMON)}.safetensors"
         model, _ = train_model(data, split, recipe, accelerator, pretraining)
+        model, seen = whole_model(model, recipe), recipe | dict(cache_features=False)
         for c in conditions:
-            loader = loader_of(data, clips, recipe, change=partial(under, c, partial(babble, ()), recipe["seed"]))
+            loader = loader_of(data, clips, seen, change=partial(under, c, partial(babble, ()), recipe["seed"]))
             save_predictions(files[c.name], predict(model, loader, accelerator.autocast), {k: recipe[k] for k in COMMON + TUNING})
     return {name: load_predictions(f, clips, {k: recipe[k] for k in COMMON + TUNING}) for name, f in files.items()}

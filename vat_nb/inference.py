@@ -10,7 +10,7 @@ __all__ = ['HEADS', 'FORMS', 'BUILDING', 'Predictions', 'predict', 'truth', 'sco
 # %% ../nbs/19_inference.ipynb #7ffe9bcc
 import json, tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from .metrics import class_scores, f1_interval, interval, scores, target_scores
 from .model import VAT, build_vat
 from .preprocess import Store, open_store, preprocess
 from .releases import Task
+from .speaker import against_speakers
 from .training import load_tensors, load_weights, save_tensors
 
 # %% ../nbs/19_inference.ipynb #90ef1f3e
@@ -208,7 +209,7 @@ def robustness(
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
 
 # %% ../nbs/19_inference.ipynb #c85c4dd2
-BUILDING = ("size", "image", "fps", "frames", "quality", "faces")  # recipe values that a model is built and fed with
+BUILDING = ("size", "image", "fps", "frames", "quality", "faces", "against_speaker", "video_encoder", "audio_encoder", "tune")  # recipe values that a model is built and fed with
 
 
 class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognition", "audio-visual"]):
@@ -236,7 +237,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         tensors, config = load_tensors(path)
         if not {"recipe", "task"} <= set(config): raise ValueError(f"{path} is a checkpoint of training, not a finished model: name the folder of a run's checkpoint/, with model.safetensors in it")
         r, task = config["recipe"], Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["task"].items()})
-        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets))
+        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune")})
         load_weights(model, tensors, path)
         return cls(model.to(device), task, r, config["temperature"])
 
@@ -254,6 +255,8 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
             store = open_store(tmp)
             rows = pd.DataFrame(dict(path=map(str, paths), status=[ledger.loc[c.id, "status"] for c in clips], reason=[ledger.loc[c.id, "reason"] for c in clips]))
             if not (usable := store.usable()): return rows
+            if r["against_speaker"]:  # nobody says whose voices these are: each file is set against itself
+                store = store._replace(change=against_speakers(store, usable := [replace(c, speaker=c.id) for c in usable]))
             found = predict(self.model, make_loader(store, usable, r["frames"], batch_size=16))
         at = [int(c.id) for c in usable]
         if task.classes:

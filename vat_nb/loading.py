@@ -83,7 +83,8 @@ class ClipDataset(Dataset):
         frames = np.stack([simplejpeg.decode_jpeg(j) for j in chosen]) if chosen else np.zeros((0, self.side, self.side, 3), np.uint8)
         a, b = (round(k / self.fps * SAMPLE_RATE) for k in (start, start + self.frames))
         wave, classes = media.audio[a:b], self.store.task.classes
-        if self.change: frames, wave = self.change(clip, frames, wave)
+        for change in (self.change, self.store.change):
+            if change: frames, wave = change(clip, frames, wave)
         return Sample(frames, wave, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
 # %% ../nbs/08_loading.ipynb #673033bc

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from . import pretrained
 from .core import Batch, Tokens
 from .encoders import AudioEncoder, VideoEncoder
 from .layers import Block
@@ -105,8 +106,8 @@ class VAT(nn.Module):
 
     def __init__(
         self,
-        video: VideoEncoder,
-        audio: AudioEncoder,
+        video: VideoEncoder | pretrained.PretrainedEncoder | pretrained.FeatureEncoder,
+        audio: AudioEncoder | pretrained.PretrainedEncoder | pretrained.FeatureEncoder,
         fusion: Fusion,
         classes: int,  # C
         targets: int = 0,  # K continuous targets
@@ -154,9 +155,10 @@ class VAT(nn.Module):
 
 # %% ../nbs/11_model.ipynb #8b80eb44
 SIZES = dict(
-    tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=64, mels=64, mel_patch=(64, 4), project=64, dropout=0.1, masking=(12, 12)),
-    small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=128, mels=64, mel_patch=(64, 4), project=128, dropout=0.1, masking=(12, 12)),
-    base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=0, mels=128, mel_patch=(16, 16), project=256, dropout=0.1, masking=(24, 24)))
+    mini=dict(dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)), mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True),
+    tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=False),
+    small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=False),
+    base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=(), mels=128, mel_patch=(16, 16), mel_stem=(), project=256, dropout=0.1, masking=(24, 24), pooled=False))
 
 # %% ../nbs/11_model.ipynb #7a891e15
 def build_vat(
@@ -167,11 +169,15 @@ def build_vat(
     targets: int = 0,
     temperature: float = 0.07,
     masking: float = 1.0,  # SpecAugment in training, in parts of the size's own
+    video_encoder: str | None = None,  # name of a pretrained one, see 10b_pretrained; None takes the size's own
+    audio_encoder: str | None = None,
+    tune: str = "frozen",  # what of the pretrained ones is trained: "frozen", "lora" or "full"
 ) -> VAT:
-    "A VAT with fresh weights."
+    "A VAT with fresh weights, or with pretrained encoders under fresh ones."
     s: dict[str, Any] = SIZES[size]
     shared = dict(dim=s["dim"], heads=s["heads"], dropout=s["dropout"])
-    video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], **shared)
-    audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), **shared)
+    on_top = shared | dict(layers=1, tune=tune)
+    video = pretrained.video_encoder(video_encoder, fps, **on_top) if video_encoder else VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], pooled=s["pooled"], **shared)
+    audio = pretrained.audio_encoder(audio_encoder, **on_top) if audio_encoder else AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), stem=s["mel_stem"], pooled=s["pooled"], **shared)
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     return VAT(video, audio, fusion, classes, targets, s["project"], temperature, s["dropout"])

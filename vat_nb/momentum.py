@@ -25,7 +25,8 @@ def update_teacher(
     momentum: float = 0.995,  # share that stays
 ) -> None:
     "One step of the moving average, for all parameters at once (He et al. 2020, equation 2)."
-    torch._foreach_lerp_(list(teacher.parameters()), list(student.parameters()), 1 - momentum)
+    slow, fast = zip(*((t, p) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
+    torch._foreach_lerp_(slow, fast, 1 - momentum)
 
 # %% ../nbs/14_momentum.ipynb #879c6822
 def alpha_at(

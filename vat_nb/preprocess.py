@@ -10,7 +10,7 @@ __all__ = ['LEDGER', 'AGAIN', 'write_stored', 'read_stored', 'settings_key', 'po
 
 # %% ../nbs/07_preprocess.ipynb #3a507fbb
 import csv, errno, hashlib, json, os, shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -278,6 +278,7 @@ class Store(NamedTuple):
     task: Task
     settings: dict[str, Any]  # fps, size, quality, faces
     ledger: pd.DataFrame  # indexed by id
+    change: Callable | None = None  # what is done to each clip when it is loaded: clip, frames, int16 wave -> frames, wave
 
     def usable(self, split: str | None = None) -> list[Clip]:
         "Clips, of one split or of all, that did not fail."

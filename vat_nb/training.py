@@ -27,6 +27,7 @@ from .masked import imagine, masked_loss
 from .match import matching_loss, matching_pairs
 from .model import VAT, Scores
 from .momentum import alpha_at, make_teacher, update_teacher
+from .pretrained import PretrainedEncoder, layer_decay_groups
 from .pseudo import Confidence
 from .show import show_curves
 from .supervise import FixedBlend, Weights, head_losses
@@ -173,10 +174,14 @@ def make_accelerator(
 def make_optimizer(
     model: nn.Module,
     weight_decay: float = 0.02,  # on matrices; biases, norms and the temperature have none
+    layer_decay: float = 1.0,  # learning rate of a layer of a pretrained encoder, as a share of that of the next
 ) -> torch.optim.AdamW:
-    "AdamW over what is trained."
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [dict(params=[p for p in trained if p.ndim > 1], weight_decay=weight_decay), dict(params=[p for p in trained if p.ndim <= 1], weight_decay=0.0)]
+    "AdamW over what is trained; its groups have the share of the learning rate that they get."
+    trained, encoders = [p for p in model.parameters() if p.requires_grad], [m for m in model.modules() if isinstance(m, PretrainedEncoder) and not m.frozen]
+    scale = {p: g["lr_scale"] for m in encoders for g in layer_decay_groups(m.backbone, layer_decay) for p in g["params"]} if layer_decay < 1 else {}
+    shares = sorted({scale.get(p, 1.0) for p in trained}, reverse=True)
+    chosen = [(share, decay, [p for p in trained if scale.get(p, 1.0) == share and (p.ndim > 1) == bool(decay)]) for share in shares for decay in (1, 0)]
+    groups = [dict(params=ps, weight_decay=decay * weight_decay, lr_scale=share) for share, decay, ps in chosen]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
 # %% ../nbs/18_training.ipynb #7e587031
@@ -275,6 +280,7 @@ class Schedule(NamedTuple):
     clip_norm: float = 3.0  # longest gradient
     momentum: float = 0.995  # of the teacher
     alpha: float = 0.4  # weight of the teacher's soft targets
+    layer_decay: float = 1.0  # learning rate of a layer of a pretrained encoder, as a share of that of the next
 
 # %% ../nbs/18_training.ipynb #83f27289
 def train_epoch(
@@ -291,7 +297,7 @@ def train_epoch(
         bar.update()
         batch = objective.choose(batch).to(accelerator.device, non_blocking=True)
         if not len(batch.id): continue
-        for group in optimizer.param_groups: group["lr"] = lr_at(step, epochs * steps, how.lr, how.min_lr, how.warmup)
+        for group in optimizer.param_groups: group["lr"] = group["lr_scale"] * lr_at(step, epochs * steps, how.lr, how.min_lr, how.warmup)
         out = wrapped(batch, alpha_at(step, steps, how.alpha))
         accelerator.backward(out.loss)
         if torch.isfinite(accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], how.clip_norm)):
@@ -319,7 +325,7 @@ def fit(
     curves: LiveCurves | None = None,
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
-    optimizer, history, best, about = make_optimizer(objective.to(accelerator.device), how.weight_decay), [], {}, about or {}
+    optimizer, history, best, about = make_optimizer(objective.to(accelerator.device), how.weight_decay, how.layer_decay), [], {}, about or {}
     if checkpoint and Path(checkpoint).exists(): history, best = load_run(checkpoint, objective, optimizer, about)
     wrapped, optimizer, loader = accelerator.prepare(objective, optimizer, accelerator.prepare_data_loader(loader, device_placement=False))
     bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), desc=type(objective).__name__.lower(), unit="step", mininterval=5, disable=not accelerator.is_main_process)

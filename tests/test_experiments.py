@@ -1,0 +1,87 @@
+"The notebooks that compare: folds, ablation, labels; pretrained encoders through the training notebook; one line that predicts."
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import PROJECT
+from test_faults import FAST, papermill
+from test_pretrained import names  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def where(small_release, tmp_path_factory):
+    "A small release and a store that all notebooks here share."
+    return "dataset=mer23", f"root={small_release}", f"store={tmp_path_factory.mktemp('experiments') / 'store'}"
+
+
+def test_folds_resume_where_they_stopped(where, tmp_path):
+    settings = (*where, *FAST, "k=2", "valid=0.3")
+    _, _, out = papermill(tmp_path, *settings, name="crossval", check=True)
+    folder = out / "crossval"
+    found = json.loads((folder / "crossval.json").read_text())
+    assert found["clips"] == 24 and set(found["tests"]) == {"test1", "test2", "test3"} and len(pd.read_csv(folder / "submission_test3.csv")) == 6
+    heads, kinds = ("fused head", "three heads"), ("logits", "calibrated probabilities")
+    assert found["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
+    assert (out / "figures/reliability.png").exists() and (folder / "fold1/model/model.safetensors").exists()
+    kept = {p: p.stat().st_mtime_ns for p in folder.glob("fold*/*.safetensors")}
+    (folder / "fold1/done.json").unlink()
+    papermill(tmp_path, *settings, name="crossval", check=True)
+    changed = {p.parent.name for p, t in kept.items() if p.stat().st_mtime_ns != t}
+    assert changed == {"fold1"}, "a finished fold was trained again, or an open one was not"
+    assert json.loads((folder / "crossval.json").read_text())["out_of_fold"] == found["out_of_fold"], "the same seed gave another fold"
+
+
+def test_ablation_trains_each_row_once(where, tmp_path):
+    settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3")
+    _, _, out = papermill(tmp_path, *settings, name="ablation", check=True)
+    found = json.loads((out / "ablation.json").read_text())
+    ladder = ["none", "+ contrast (VAC)", "+ matching (VAM)", "+ distillation", "+ masked audio", "+ blend", "+ augmentation", "+ pseudo-labels", "all, learned weights", "all, modality dropout"]
+    assert [r["row"] for r in found["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
+    assert len(list((out / "ablation").glob("* clean.safetensors"))) == 2 * len(ladder)
+    assert len(list((out / "ablation").glob("pretraining *"))) == 2 * 5, "rows that differ in fine-tuning alone share a pretraining"
+    for row in found["rows"][1:]: assert row["low"] <= row["difference"] <= row["high"]
+    kept = {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
+    papermill(tmp_path, *settings, name="ablation", check=True)
+    assert kept == {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
+    assert json.loads((out / "ablation.json").read_text())["rows"][3] == found["rows"][3]
+
+
+def test_label_sweep(where, tmp_path):
+    _, _, out = papermill(tmp_path, *where, *FAST, "epochs=1", "seeds=1", "shares=[0.5, 1.0]", "pseudo_threshold=0.3", name="semisupervised", check=True)
+    table = pd.read_csv(out / "semisupervised.csv")
+    assert len(table) == 8 and set(table["share"]) == {0.5, 1.0} and table["variant"].nunique() == 4
+    assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all() and (out / "figures/semisupervised.png").exists()
+
+
+def test_pretrained_encoders_through_the_notebook(where, names, small_release, tmp_path):  # noqa: F811
+    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['large']}", "weight_masked=0.0"
+    code, printed, _ = papermill(tmp_path, *where, *FAST, f"audio_encoder={names['large']}")
+    assert code != 0 and "set weight_masked to 0" in printed
+    _, _, out = papermill(tmp_path, *where, *FAST, *encoders, "cache_features=True", "augment_image=0.0", "augment_wave=0.0", check=True)
+    assert json.loads((out / "metrics.json").read_text())["recipe"]["video_encoder"] == names["vit"]
+    from vat_nb.inference import Recognizer
+    model = Recognizer.from_pretrained(str(out / "checkpoint"))
+    video = next(small_release.rglob("*.mp4"))
+    row = model.predict([video]).iloc[0]
+    assert row["status"] == "ok" and abs(row.filter(like="p(").sum() - 1) < 1e-5
+
+
+def test_one_line_predicts(small_release, tmp_path):
+    import torch
+    from vat_nb.inference import BUILDING, Recognizer
+    from vat_nb.model import build_vat
+    from vat_nb.releases import MER23
+    torch.manual_seed(0)
+    recipe = dict.fromkeys(BUILDING) | dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen")
+    Recognizer(build_vat("tiny", 64, 10.0, 6, 1), MER23, recipe).save_pretrained(tmp_path / "runs/mine/checkpoint")
+    (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
+    video = next(small_release.rglob("*.mp4"))
+    script = tmp_path / "script.py"  # no __main__ guard: a user's script has none
+    script.write_text("import sys, vat_nb\nvat_nb.predict(sys.argv[1:]).to_csv('said.csv', index=False)\n")
+    subprocess.run([sys.executable, script, video, tmp_path / "gone.mp4"], cwd=tmp_path, check=True, capture_output=True)
+    said = pd.read_csv(tmp_path / "said.csv")
+    assert said["status"].tolist() == ["ok", "failed"] and said["emotion"].isna().tolist() == [False, True]
+    assert np.isclose(said.filter(like="p(").loc[0].sum(), 1, atol=1e-5)
