@@ -1,5 +1,6 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
+# make crossval | ablation | semisupervised   folds and ensembles; what each part is worth; how many labels it takes (all resumable)
 # make lab     JupyterLab on this machine, with a token
 # Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"
 
@@ -9,7 +10,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
 
-.PHONY: setup train preprocess results benchmark test lab export readme figures clean
+.PHONY: setup train preprocess results benchmark crossval ablation semisupervised test lab export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -27,17 +28,14 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess: setup
+preprocess benchmark crossval ablation semisupervised: setup
 	mkdir -p $(OUT)
-	$(BIN)/papermill nbs/preprocess.ipynb $(OUT)/preprocess.ipynb --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb
 
 # the table in the README
 results: setup
 	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
-
-benchmark: setup
-	mkdir -p $(OUT)
-	$(BIN)/papermill nbs/benchmark.ipynb $(OUT)/benchmark.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 
 test: setup
 	$(BIN)/ruff check .

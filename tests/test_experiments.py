@@ -66,7 +66,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     model = Recognizer.from_pretrained(str(out / "checkpoint"))
     video = next(small_release.rglob("*.mp4"))
     row = model.predict([video]).iloc[0]
-    assert row["status"] == "ok" and abs(row.filter(like="p(").sum() - 1) < 1e-5
+    assert row["status"] != "failed" and abs(row.filter(like="p(").sum() - 1) < 1e-5
 
 
 def test_one_line_predicts(small_release, tmp_path):
