@@ -128,7 +128,9 @@ def find_settings(
     raise FileNotFoundError(f"no settings.ini in {start} or above it: run from inside the project's folder")
 
 # %% ../nbs/00_core.ipynb #281ea02a
-CHOICES = dict(stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), size=("mini", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
+CHOICES = dict(
+    stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"),
+    size=("mini", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 

@@ -7,7 +7,6 @@ __all__ = ['hide', 'masked_loss', 'imagine', 'show_masked']
 
 # %% ../nbs/15_masked.ipynb #d83e01e9
 import matplotlib.pyplot as plt, torch
-import torch.nn.functional as F
 from collections.abc import Sequence
 from matplotlib.axes import Axes
 from torch import Tensor

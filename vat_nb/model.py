@@ -155,7 +155,8 @@ class VAT(nn.Module):
 
 # %% ../nbs/11_model.ipynb #8b80eb44
 SIZES = dict(
-    mini=dict(dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)), mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True),
+    mini=dict(dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
+              mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True),
     tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=False),
     small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=False),
     base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=(), mels=128, mel_patch=(16, 16), mel_stem=(), project=256, dropout=0.1, masking=(24, 24), pooled=False))
@@ -176,8 +177,10 @@ def build_vat(
     "A VAT with fresh weights, or with pretrained encoders under fresh ones."
     s: dict[str, Any] = SIZES[size]
     shared = dict(dim=s["dim"], heads=s["heads"], dropout=s["dropout"])
-    on_top = shared | dict(layers=1, tune=tune)
-    video = pretrained.video_encoder(video_encoder, fps, **on_top) if video_encoder else VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], pooled=s["pooled"], **shared)
-    audio = pretrained.audio_encoder(audio_encoder, **on_top) if audio_encoder else AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), stem=s["mel_stem"], pooled=s["pooled"], **shared)
+    own, on_top = shared | dict(pooled=s["pooled"]), shared | dict(layers=1, tune=tune)
+    if video_encoder: video = pretrained.video_encoder(video_encoder, fps, **on_top)
+    else: video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], **own)
+    if audio_encoder: audio = pretrained.audio_encoder(audio_encoder, **on_top)
+    else: audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), stem=s["mel_stem"], **own)
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     return VAT(video, audio, fusion, classes, targets, s["project"], temperature, s["dropout"])

@@ -84,7 +84,8 @@ def against_speakers(
     clips: Sequence[Clip],  # labelled or not; all that are known of each speaker
 ) -> AgainstSpeaker:
     "Set each clip against its speaker. Raises ValueError where a speaker is not known."
-    if unknown := [c.id for c in clips if not c.speaker]: raise ValueError(f"against_speaker needs the speaker of every clip, and {len(unknown)} have none ({unknown[0]}, ...): give a speaker column, or set against_speaker to False")
+    if unknown := [c.id for c in clips if not c.speaker]:
+        raise ValueError(f"against_speaker needs the speaker of every clip, and {len(unknown)} have none ({unknown[0]}, ...): give a speaker column, or set against_speaker to False")
     parts: dict[str, list[Media]] = {}
     for c in clips: parts.setdefault(c.speaker, []).append(store.media(c))
     means = {s: [brightness(np.stack([simplejpeg.decode_jpeg(j) for j in m.jpegs])).mean(0) for m in media if m.jpegs] for s, media in parts.items()}

@@ -30,7 +30,7 @@ from .momentum import alpha_at, make_teacher, update_teacher
 from .pretrained import PretrainedEncoder, layer_decay_groups
 from .pseudo import Confidence
 from .show import show_curves
-from .supervise import FixedBlend, Weights, head_losses
+from .supervise import FixedBlend, head_losses
 
 # %% ../nbs/18_training.ipynb #c77a3055
 class Step(NamedTuple):
@@ -338,7 +338,8 @@ def fit(
         if validate: row |= scored(validate, objective)
         history.append(row | dict(seconds=time.perf_counter() - started))
         objective.reweigh(history)
-        if (found := best_epoch(history)) and found.epoch == len(history): best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
+        if (found := best_epoch(history)) and found.epoch == len(history):
+            best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
         if checkpoint and accelerator.is_main_process: save_run(checkpoint, objective, optimizer, history, best, about)
         if curves: curves.update(history, epochs)
     bar.close()
@@ -382,7 +383,8 @@ def load_weights(
     ours = module.state_dict()
     wrong = [f"{k} is {tuple(tensors[k].shape)} there and {tuple(v.shape)} here" for k, v in ours.items() if k in tensors and tensors[k].shape != v.shape]
     wrong += [f"{k} is missing there" for k in ours if k not in tensors] + [f"{k} is not known here" for k in tensors if k not in ours]
-    if wrong: raise ValueError(f"the weights of {path} belong to another model: {'; '.join(wrong[:4])}{f'; and {len(wrong) - 4} more' * (len(wrong) > 4)}. Take the recipe they were made with (size, image, encoders, classes)")
+    more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
+    if wrong: raise ValueError(f"the weights of {path} belong to another model: {'; '.join(wrong[:4])}{more}. Take the recipe they were made with (size, image, encoders, classes)")
     module.load_state_dict(tensors)
 
 # %% ../nbs/18_training.ipynb #cf0a4917
