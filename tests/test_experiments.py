@@ -26,6 +26,7 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
     heads, kinds = ("fused head", "three heads"), ("logits", "calibrated probabilities")
     assert found["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
     assert (out / "figures/reliability.png").exists() and (folder / "fold1/model/model.safetensors").exists()
+    assert json.loads((folder / "fold0/model/config.json").read_text())["temperature"] != 1.0
     kept = {p: p.stat().st_mtime_ns for p in folder.glob("fold*/*.safetensors")}
     (folder / "fold1/done.json").unlink()
     papermill(tmp_path, *settings, name="crossval", check=True)
