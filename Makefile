@@ -52,10 +52,10 @@ export: setup
 readme: setup
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --stdout nbs/index.ipynb | sed 's#\.\./##g' > README.md
 
-# the pictures in the README; alignment.png is the demo run's
+# the pictures in the README; those of runs are copied where they are
 figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
-	test ! -f runs/demo/figures/alignment.png || cp runs/demo/figures/alignment.png figures/
+	for f in alignment robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
 
 clean:
 	rm -rf $(VENV) build *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'open_release', 'Split', 'is_labelled', 'unlabel',
-           'split_clips', 'few_labels', 'new_model', 'features_of', 'whole_model', 'loader_of', 'predict_clips',
-           'schedule', 'has_both', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'run_recipe']
+           'check_pseudo', 'split_clips', 'few_labels', 'new_model', 'features_of', 'whole_model', 'loader_of',
+           'predict_clips', 'schedule', 'has_both', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key',
+           'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
 import numpy as np, torch
 from accelerate import Accelerator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -98,6 +99,7 @@ class Split(NamedTuple):
     valid: list[Clip]  # labelled: they choose the epoch
     unlabelled: list[Clip]  # no label that may be used
     tests: list[str]  # names of the labelled splits that are scored
+    draws: int  # labelled clips of an epoch: few are repeated until they are as many as all would be
 
 
 def is_labelled(clip: Clip) -> bool:
@@ -108,6 +110,12 @@ def is_labelled(clip: Clip) -> bool:
 def unlabel(clip: Clip) -> Clip:
     "The same clip, its labels forgotten."
     return replace(clip, emotion=None, targets=(np.nan,) * len(clip.targets))
+
+
+def check_pseudo(recipe: dict[str, Any], unlabelled: list[Clip], task: Task) -> None:
+    "Raise ValueError where there is nothing to label."
+    if recipe["pseudo_labels"] and not unlabelled: raise ValueError("pseudo_labels needs clips without labels, and this release has none: set pseudo_labels to False, or label_share below 1")
+    if recipe["pseudo_labels"] and not task.classes: raise ValueError("pseudo_labels needs classes, and this task has only continuous targets: set pseudo_labels to False")
 
 
 def split_clips(
@@ -122,12 +130,12 @@ def split_clips(
     elif recipe["valid"]: train, valid = hold_out(labelled, recipe["valid"], recipe["seed"])
     else: train, valid = labelled, []
     if name and not valid: raise ValueError(f"no labelled clips in valid_split = {recipe['valid_split']!r}; the splits are: {', '.join(sorted({c.split for c in usable}))}")
-    tests = sorted({c.split for c in usable if c.split != "train" and is_labelled(c)})
+    tests = sorted({c.split for c in usable if c.split != "train" and is_labelled(c)}, key=lambda t: (t == name, t))  # the one that chooses comes last
+    draws = len(train)
     train, rest = few_labels(train, recipe["label_share"], recipe["seed"])
     unlabelled = rest + [c for c in usable if not is_labelled(c)]
-    if recipe["pseudo_labels"] and not unlabelled: raise ValueError("pseudo_labels needs clips without labels, and this release has none: set pseudo_labels to False, or label_share below 1")
-    if recipe["pseudo_labels"] and not data.task.classes: raise ValueError("pseudo_labels needs classes, and this task has only continuous targets: set pseudo_labels to False")
-    return Split(train, valid, unlabelled, tests)
+    check_pseudo(recipe, unlabelled, data.task)
+    return Split(train, valid, unlabelled, tests, draws)
 
 # %% ../nbs/21_experiment.ipynb #6891072a
 def few_labels(
@@ -219,7 +227,7 @@ def pretrain(
     r, pairs = recipe, [c for c in clips if has_both(data, c)]
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"])
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
-    about = {k: r[k] for k in COMMON} | reading(r) | dict(clips=len(pairs))
+    about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs))
     return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]), checkpoint=checkpoint, about=about, curves=curves)
 
 # %% ../nbs/21_experiment.ipynb #1475d599
@@ -231,13 +239,12 @@ def validation(
 ):  # function of a model -> scores by name; the first is the one that ranks
     "How a model is judged while it is trained: main score, score of each head, loss of each head."
     y, t = (torch.from_numpy(x) for x in truth(valid, data.task))
-    std = torch.from_numpy(np.nanstd(t.numpy(), 0)).clamp(min=1e-6)
     def judge(model: VAT) -> dict[str, float]:
         found = predict_clips(model, data, valid, recipe, accelerator)
         best = score(found, data.task)
         name = main_score(best, data.task)
         kind = "f1" if name == "combined" else name
-        losses = head_losses({h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS}, y, t, std)
+        losses = head_losses({h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS}, y, t, model.heads["fusion"].std.cpu())
         return {name: best[name]} | {f"{h} {kind}": score(found, data.task, h)[kind] for h in HEADS} | {f"{h} loss": float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS}
     return judge
 
@@ -254,9 +261,8 @@ def finetune(
     r, weights = recipe, Weights(*(recipe[f"weight_{k}"] for k in ("video", "audio", "fused", "targets")))
     confidence = Confidence(len(data.task.classes), r["pseudo_threshold"]) if r["pseudo_labels"] else None
     objective = Finetune(model, BLENDS[r["blend"]](weights), r["label_smoothing"], Augment(r["augment_image"], r["augment_wave"], r["drop_modality"]), confidence, r["mixup"])
-    draws = round(len(split.train) / r["label_share"])
-    taught = (split.train * -(-draws // len(split.train)))[:draws] + (split.unlabelled if r["pseudo_labels"] else [])
-    about = {k: r[k] for k in COMMON + TUNING} | reading(r) | dict(clips=len(taught))
+    taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
+    about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught))
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
                validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves)
 
@@ -265,10 +271,12 @@ def train_model(
     data: Store, split: Split, recipe: dict[str, Any], accelerator: Accelerator,
     pretrained: Path | None = None,  # checkpoint of the pretraining, made where it is not; runs that share it share the first stage
     checkpoint: Path | None = None,  # of the fine-tuning
+    also: Sequence[Clip] = (),  # clips that take part in pretraining alone, without their labels
 ) -> tuple[VAT, list[dict[str, float]]]:  # the model and the rows of its fine-tuning
     "Pretrain, or take the pretraining that is there, and fine-tune."
+    if recipe["stage"] != "all": raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
     model = new_model(recipe, data.task, split.train).to(accelerator.device)
-    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
+    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled + [unlabel(c) for c in also], recipe, accelerator, pretrained)
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)
 
 # %% ../nbs/21_experiment.ipynb #3ee1e356
@@ -277,7 +285,14 @@ def run_key(
     names: tuple[str, ...] = COMMON + TUNING,  # the values that count
 ) -> str:
     "A short name for what a run's weights depend on."
-    return hashlib.sha256(json.dumps({k: recipe[k] for k in names} | portable(reading(recipe)), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps({k: recipe[k] for k in names} | dict(reading=portable(reading(recipe))), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def scored_clips(data: Store, split: Split, recipe: dict[str, Any]) -> list[Clip]:
+    "The labelled clips that recipes are compared on. Raises ValueError when there are none that choose nothing."
+    tests = [t for t in split.tests if t != recipe["valid_split"]]
+    if not tests: raise ValueError("a comparison needs a labelled split beside 'train' that chooses nothing: this release has none (crossval.ipynb does without)")
+    return [c for c in data.usable(tests[0]) if is_labelled(c)]
 
 
 def run_recipe(
@@ -290,7 +305,7 @@ def run_recipe(
     "Train under a recipe and predict, or read what an earlier call predicted."
     check_recipe(recipe)
     split = split_clips(data, recipe)
-    clips = [c for c in data.usable(split.tests[0]) if is_labelled(c)]
+    clips = scored_clips(data, split, recipe)
     files = {c.name: folder / f"{run_key(recipe)} {c.name}.safetensors" for c in conditions}
     if not all(f.exists() for f in files.values()):
         pretraining = folder / f"pretraining {run_key(recipe, COMMON)}.safetensors"

@@ -14,7 +14,7 @@ def class_thresholds(
     confident: Tensor,  # [C] share of unlabelled clips taken for each class with confidence
     threshold: float = 0.9,  # highest probability that is asked for
 ) -> Tensor:  # [C] probabilities
-    "Lower thresholds for classes that are seldom seen with confidence (Zhang et al. 2021, equations 6, 7 and 11); never below half."
+    "Lower thresholds for classes that are seldom seen with confidence (Zhang et al. 2021, equations 6, 7 and 11); never below half of the highest."
     share = confident / torch.maximum(confident.max(), 1 - confident.sum()).clamp(min=1e-9)
     return threshold * (0.5 + 0.5 * share / (2 - share))
 

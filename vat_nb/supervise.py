@@ -119,7 +119,7 @@ def blend_weights(
 
 # %% ../nbs/16_supervise.ipynb #40d25574
 class GradientBlend(FixedBlend):
-    "Losses weighted by what generalised in the last epochs (Wang et al. 2020, algorithm 1)."
+    "Losses weighted by what generalised in the last epochs of the common run (after Wang et al. 2020, algorithm 1)."
 
     def __init__(self, weights: Weights = Weights(), every: int = 5):  # weights: to begin with; every: epochs from one measurement to the next
         super().__init__(weights)
@@ -136,4 +136,4 @@ class GradientBlend(FixedBlend):
         ends = history[-1 - self.every], history[-1]
         train = np.array([[row.get(h, row.get(f"{h} targets", np.nan)) for h in self.heads] for row in ends])
         valid = np.array([[row.get(f"valid {h} loss", np.nan) for h in self.heads] for row in ends])
-        if (w := blend_weights(train, valid)) is not None: self.now.copy_(self.now.sum() * torch.from_numpy(w))
+        if (w := blend_weights(train, valid)) is not None: self.now.copy_(self.now.sum() * torch.from_numpy(w).to(self.now))
