@@ -170,17 +170,17 @@ def choose_way(
     return ways[table.index[0]], table
 
 # %% ../nbs/19b_ensemble.ipynb #7f4386fc
-def _of_draws(predictions: Predictions, task: Task) -> Callable:  # [D, N] how often each draw took each labelled clip -> [D] the score that ranks
-    (y, t), name = truth(predictions.clips, task), main_score(score(predictions, task), task)
-    known = _known(predictions, task)
+def _of_draws(predictions: Predictions, task: Task, name: str) -> Callable:  # [D, N] how often each draw took each clip that counts -> [D] the score
+    y, t = truth(predictions.clips, task)
+    known = _known(predictions, task, name)
     y, t, p, v = y[known], t[known], predictions.logits["fusion"][known], predictions.values["fusion"][known]
     if name == "f1": return lambda taken: f1_of_draws(taken, y, p)
     if name == "combined": return lambda taken: f1_of_draws(taken, y, p, t, v)
     return each_draw(lambda rows: scores(y[rows], p[rows], t[rows], v[rows])[name])
 
 
-def _known(predictions: Predictions, task: Task) -> np.ndarray:  # [N] bool
-    (y, t), name = truth(predictions.clips, task), main_score(score(predictions, task), task)
+def _known(predictions: Predictions, task: Task, name: str) -> np.ndarray:  # [N] bool
+    y, t = truth(predictions.clips, task)
     return (y >= 0) & np.isfinite(t).all(1) if name == "combined" else y >= 0 if task.classes else np.isfinite(t).any(1)
 
 
@@ -188,18 +188,21 @@ def compare(
     a: Sequence[Predictions],  # of one recipe, one per seed
     b: Sequence[Predictions],  # of the other, seeds in the same order
     task: Task,
+    name: str | None = None,  # of the score; None is the one that ranks
 ) -> tuple[float, float, float]:  # mean difference a - b, low, high
-    "How much better the first of two recipes is, by the score that ranks, over the labelled clips. Raises ValueError when clips or seeds do not pair."
-    ids = [c.id for c in a[0].clips]
+    "How much better the fused head of the first of two recipes is, over the labelled clips. Raises ValueError when clips or seeds do not pair."
+    ids, name = [c.id for c in a[0].clips], name or main_score(score(a[0], task), task)
     if any([c.id for c in p.clips] != ids for p in [*a, *b]): raise ValueError("recipes are compared on the same clips: predict the same split with both")
-    slow = main_score(score(a[0], task), task) not in ("f1", "combined")
-    return paired_interval([_of_draws(p, task) for p in a], [_of_draws(p, task) for p in b], int(_known(a[0], task).sum()), draws=300 if slow else 2000)
+    n, draws = int(_known(a[0], task, name).sum()), 2000 if name in ("f1", "combined") else 300
+    return paired_interval([_of_draws(p, task, name) for p in a], [_of_draws(p, task, name) for p in b], n, draws=draws)
 
 
 def mean_score(
     predictions: Sequence[Predictions],  # of one recipe, one per seed
     task: Task,
+    name: str | None = None,  # of the score; None is the one that ranks
 ) -> tuple[float, float, float]:  # mean over the seeds, low, high
-    "The score that ranks, over clips and seeds: the difference to a system that scores nothing."
-    nothing = [lambda taken: np.zeros(len(taken))] * len(predictions)
-    return paired_interval([_of_draws(p, task) for p in predictions], nothing, int(_known(predictions[0], task).sum()), draws=300 if task.score not in ("f1", "combined") else 2000)
+    "A score of the fused head over clips and seeds: the difference to a system that scores nothing."
+    name, nothing = name or main_score(score(predictions[0], task), task), [lambda taken: np.zeros(len(taken))] * len(predictions)
+    n, draws = int(_known(predictions[0], task, name).sum()), 2000 if name in ("f1", "combined") else 300
+    return paired_interval([_of_draws(p, task, name) for p in predictions], nothing, n, draws=draws)
