@@ -48,7 +48,7 @@ def papermill(tmp_path, *parameters, name="train", check=None):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    ("datset=mer23", "did you mean 'dataset'"), ("dataset=mer32", "did you mean 'mer23'"), ("epochs=ten", "epochs needs a value like"), ("size=tini", "did you mean 'tiny'")])
+    ("datset=mer23", "did you mean 'dataset'"), ("dataset=mer32", "did you mean 'mer23'"), ("epochs=ten", "epochs needs a value like"), ("size=smal", "did you mean 'small'")])
 def test_wrong_parameters_stop_at_once(tmp_path, wrong, says):
     code, printed, out = papermill(tmp_path, wrong)
     assert code != 0 and "ParameterError" in printed and says in printed and not out.exists()
