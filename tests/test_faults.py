@@ -249,12 +249,12 @@ def test_paths_that_leave_a_manifest_are_refused(tmp_path):
 def test_checkpoints_from_elsewhere_are_never_unpickled(tmp_path):
     import pickle
 
-    from vat_nb.inference import load_model
+    from vat_nb.inference import Recognizer
 
     class Harm:
         def __reduce__(self): return (Path.mkdir, (tmp_path / "harm",))
     (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(ValueError, match="is no checkpoint of vat_nb"): load_model(tmp_path)
+    with pytest.raises(ValueError, match="is no checkpoint of vat_nb"): Recognizer.from_pretrained(str(tmp_path))
     assert not (tmp_path / "harm").exists()
 
 
