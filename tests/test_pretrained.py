@@ -56,11 +56,11 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
     "One step of pretraining and one of fine-tuning: what is fixed stays, what is trained moves, the teacher follows, a checkpoint comes back."
     from vat_nb.momentum import update_teacher
     from vat_nb.pretrained import audio_encoder, video_encoder
-    from vat_nb.training import Finetune, Pretrain, make_optimizer
+    from vat_nb.training import Finetune, Goals, Pretrain, make_optimizer
     torch.manual_seed(0)
     make = lambda: vat(video_encoder(names[video], 12.5, 32, 4, tune=tune, grid=grid), audio_encoder(names[audio], 32, 4, tune=tune))
     batch = batch_of(store)
-    for objective in (Pretrain(make(), queue=8), Finetune(make())):
+    for objective in (Pretrain(make(), queue=8, goals=Goals(masked=0.0)), Finetune(make())):
         student, teacher = objective.student.train(), objective.teacher
         before, taught = {k: v.detach().clone() for k, v in student.named_parameters()}, {k: v.detach().clone() for k, v in teacher.named_parameters()}
         optimizer = make_optimizer(student)
@@ -79,7 +79,7 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         assert all(not torch.equal(taught[k], teacher_now[k]) for k in moved)
         state = objective.state_dict()
         assert sum(".backbone." in k for k in state) == dict(frozen=0, lora=2 * sum("lora_" in k for k in backbone), full=2 * sum(".backbone." in k for k in student.state_dict()))[tune]
-        other = type(objective)(make(), **(dict(queue=8) if isinstance(objective, Pretrain) else {}))
+        other = type(objective)(make(), **(dict(queue=8, goals=Goals(masked=0.0)) if isinstance(objective, Pretrain) else {}))
         other.load_state_dict({k: v.clone() for k, v in state.items()})
         with torch.no_grad(): assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
 
