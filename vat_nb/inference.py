@@ -107,6 +107,7 @@ def score_interval(
     task: Task,
     name: str = "f1",  # of the score
     head: str = "fusion",
+    draws: int = 500,  # of the bootstrap, for scores that are computed draw by draw
 ) -> tuple[float, float, float]:  # value, low, high
     "A score with its bootstrap interval over the labelled clips."
     y, p, t, v = _pairs(predictions, task, head)
@@ -115,7 +116,7 @@ def score_interval(
     value = scores(y, p, t, v).get(name, np.nan)
     if name in ("f1", "combined"): return value, *(f1_interval(y, p) if name == "f1" else f1_interval(y, p, t, v))
     of, a, b = (target_scores, t, v) if name in target_scores(t, v) else (class_scores, y, p)  # only the half that holds the score is drawn
-    return value, *interval(lambda rows: of(a[rows], b[rows])[name], len(y), draws=500)
+    return value, *interval(lambda rows: of(a[rows], b[rows])[name], len(y), draws=draws)
 
 # %% ../nbs/19_inference.ipynb #aab09fff
 class Form(NamedTuple):
@@ -203,7 +204,7 @@ def robustness(
         else: places = [("missing", "picture" if c.audio else "sound")]
         found = predict(model, make_loader(store, clips, change=partial(under, c, noise, seed), **loading), autocast)
         for h in HEADS:
-            value = score_interval(found, store.task, kind, h)
+            value = score_interval(found, store.task, kind, h, draws=100)  # thirty intervals: a coarse one will do
             rows += [(*place, h, *value) for place in places]
     table = pd.DataFrame(rows, columns=["condition", "level", "head", "score", "low", "high"])
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
