@@ -1,4 +1,6 @@
-"Shared by the tests: where the project lies, where real clips lie, and a small release."
+"Shared by the tests: where the project lies, where real clips lie, a small release, and a run on it."
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,13 @@ def small_release(tmp_path_factory):
     from vat_nb.synth import plan_demo, write_demo
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
     return write_demo(tmp_path_factory.mktemp("release") / "R&D videos [1]", processes=0, plans=plans)
+
+
+@pytest.fixture(scope="session")
+def demo_run(small_release, tmp_path_factory):
+    "The folder of a short run on the small release, as the training notebook leaves it."
+    folder = tmp_path_factory.mktemp("run")
+    settings = dict(dataset="demo", layout="mer23", synthetic=False, root=small_release, store=folder / "store", out=folder / "runs/demo", frames=10, batch_size=8, pretrain_epochs=2, epochs=2, keep_clips=12)
+    pairs = [x for k, v in settings.items() for x in ("-p", k, str(v))]
+    subprocess.run([sys.executable, "-m", "papermill", "nbs/train.ipynb", folder / "train.ipynb", "--kernel", "python3", *pairs], cwd=PROJECT, check=True, capture_output=True)
+    return folder / "runs/demo"

@@ -37,5 +37,6 @@ from .ensemble import *
 from .baseline import *
 from .explore import *
 from .experiment import *
+from .snapshots import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

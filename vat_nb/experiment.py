@@ -222,13 +222,14 @@ def pretrain(
     recipe: dict[str, Any], accelerator: Accelerator,
     checkpoint: Path | None = None,  # file to go on from
     curves: LiveCurves | None = None,
+    each_epoch: Callable | None = None,  # see `fit`
 ) -> list[dict[str, float]]:  # one row per epoch
     "Contrast, matching and masked sound, without labels."
     r, pairs = recipe, [c for c in clips if has_both(data, c)]
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"])
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs))
-    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]), checkpoint=checkpoint, about=about, curves=curves)
+    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]), checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch)
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -256,6 +257,7 @@ def finetune(
     recipe: dict[str, Any], accelerator: Accelerator,
     checkpoint: Path | None = None,  # file to go on from
     curves: LiveCurves | None = None,
+    each_epoch: Callable | None = None,  # see `fit`
 ) -> list[dict[str, float]]:  # one row per epoch
     "Blended supervision of the three heads, with distillation and pseudo-labels as the recipe has them."
     r, weights = recipe, Weights(*(recipe[f"weight_{k}"] for k in ("video", "audio", "fused", "targets")))
@@ -264,7 +266,7 @@ def finetune(
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
     about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught))
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves)
+               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch)
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(

@@ -326,6 +326,7 @@ def fit(
     checkpoint: str | Path | None = None,  # file to go on from and to save to
     about: dict[str, Any] | None = None,  # settings of this run, kept in the checkpoint; others are refused
     curves: LiveCurves | None = None,
+    each_epoch: Callable[[Pretrain | Finetune, list[dict[str, float]]], None] | None = None,  # told of every epoch that ends, with the rows so far
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
     optimizer, history, best, about = make_optimizer(objective.to(accelerator.device), how.weight_decay, how.layer_decay), [], {}, about or {}
@@ -343,6 +344,7 @@ def fit(
         objective.reweigh(history)
         if (found := best_epoch(history)) and found.epoch == len(history):
             best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
+        if each_epoch: each_epoch(objective, history)
         if checkpoint and accelerator.is_main_process: save_run(checkpoint, objective, optimizer, history, best, about)
         if curves: curves.update(history, epochs)
     bar.close()
