@@ -1,5 +1,7 @@
 "A notebook in JupyterLab in a real browser: opened with parameters, run, its controls moved, its pictures seen to change."
+import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -38,6 +40,9 @@ def jupyterlab(root, **environment):
     whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
     whole.parent.mkdir(parents=True, exist_ok=True)
     whole.write_text('{"windowingMode": "none"}')  # cells out of sight are drawn too
+    page = home / "config/labconfig/page_config.json"
+    page.parent.mkdir(parents=True)
+    page.write_text(json.dumps(dict(buildCheck=False, disabledExtensions={"@jupyterlab/extensionmanager-extension": True})))
     folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | folders | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython")) | environment
     command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
@@ -73,6 +78,7 @@ class Notebook:
             const context = window.jupyterapp.shell.currentWidget.sessionContext;
             window.ran = false; window.faults = [];
             context.iopubMessage.connect((_, m) => {
+                window.heard = performance.now();
                 if (m.header.msg_type === 'error') window.faults.push(m.content.traceback.join('\\n'));
                 if (m.header.msg_type === 'stream' && /Traceback|Exception/.test(m.content.text)) window.faults.push(m.content.text);
             });
@@ -90,15 +96,18 @@ class Notebook:
         return self.idle(timeout)
 
     def idle(self, timeout=60):
-        "Wait until the kernel has nothing to do."
-        self.page.wait_for_function("window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", timeout=1000 * timeout)
+        "Wait until the kernel has nothing to do and has been quiet for 0.3 s."
+        self.page.evaluate("window.heard = performance.now()")
+        self.page.wait_for_function("performance.now() - window.heard > 300 && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", timeout=1000 * timeout)
         return self
 
     def errors(self):
-        "What went wrong: tracebacks of cells and of controls, and errors of the page."
+        "What went wrong until the kernel was idle: tracebacks of cells and of controls, and errors of the page."
+        self.idle()
         shown = "nodes => nodes.map(n => n.innerText)"
         outputs = self.page.eval_on_selector_all('[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea-output.jp-mod-error', shown)
-        return list(dict.fromkeys([*outputs, *self.page.evaluate("window.faults || []"), *(c for c in self.console if not any(q in c for q in QUIET))]))
+        faults = [re.sub(r"\x1b\[[\d;]*m", "", f) for f in self.page.evaluate("window.faults || []")]
+        return list(dict.fromkeys([*outputs, *faults, *(c for c in self.console if not any(q in c for q in QUIET))]))
 
     def not_run(self):
         "Code cells that did not run, by their first line."
@@ -184,7 +193,7 @@ class Lab:
 
     @contextmanager
     def open(self, notebook, size=(1366, 900), **parameters):
-        "Open a copy of a notebook (a path, or one read with nbformat) whose parameters are set, in a fresh browser."
+        "Open a copy of a notebook (a path, or one read with nbformat) whose parameters are set, in the browser."
         from papermill.iorw import load_notebook_node
         from papermill.parameterize import parameterize_notebook
         from playwright.sync_api import sync_playwright
@@ -196,8 +205,8 @@ class Lab:
         else: shutil.copy(PROJECT / notebook, path)
         if parameters: nbformat.write(parameterize_notebook(load_notebook_node(str(path)), parameters), path)
         with sync_playwright() as p:
-            browser = p.chromium.launch(executable_path=self.chromium, args=FLAGS, headless=True)
-            opened = Notebook(browser.new_page(viewport=dict(width=size[0], height=size[1])))
+            browser = p.chromium.launch_persistent_context(self.root / ".chromium", executable_path=self.chromium, args=FLAGS, headless=True, viewport=dict(width=size[0], height=size[1]))
+            opened = Notebook(browser.pages[0])
             opened.folder = folder  # where the kernel stands
             opened.page.goto(f"{self.address}/lab/tree/{folder.name}/{path.name}?reset&token={self.token}")
             opened.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)

@@ -23,14 +23,15 @@ f"a is {a}"
 """
 
 
-def small():
-    cells = [new_code_cell(c.strip()) for c in CELLS.split("---")]
+def small(*sources):
+    "A notebook of cells, the first of which holds the parameters."
+    cells = [new_code_cell(s.strip()) for s in sources]
     cells[0].metadata["tags"] = ["parameters"]
     return nbformat.from_dict(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))))
 
 
 def test_controls_move_pictures_and_faults_are_seen(lab, tmp_path):
-    with lab.open(small(), a=4) as notebook:
+    with lab.open(small(*CELLS.split("---")), a=4) as notebook:
         notebook.run()
         assert notebook.not_run() == [] and notebook.errors() == [] and "a is 4" in notebook.text()
         assert notebook.options("colour") == ["red", "blue"]
@@ -42,15 +43,12 @@ def test_controls_move_pictures_and_faults_are_seen(lab, tmp_path):
         notebook.wait_text("got my file.bin, 5 bytes")
         assert notebook.errors() == [] and notebook.screenshot("harness").stat().st_size > 10_000
         notebook.press("break")
-        notebook.page.wait_for_timeout(500)
         assert any("ZeroDivisionError" in e for e in notebook.errors()), "a fault in a control was not seen"
         notebook.tick("fault")
-        notebook.page.wait_for_timeout(500)
         assert any("IndexError" in e for e in notebook.errors()), "a fault in an observer was not seen"
 
 
 def test_failing_cell_is_seen(lab):
-    node = nbformat.from_dict(new_notebook(cells=[new_code_cell("1 / 0"), new_code_cell("2")]))
-    with lab.open(node) as notebook:
+    with lab.open(small("1 / 0", "2")) as notebook:
         notebook.run()
         assert any("ZeroDivisionError" in e for e in notebook.errors()) and notebook.not_run() == ["2"]
