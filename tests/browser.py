@@ -37,12 +37,13 @@ def jupyterlab(root, **environment):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    whole = home / "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings"
-    whole.parent.mkdir(parents=True, exist_ok=True)
-    whole.write_text('{"windowingMode": "none"}')  # cells out of sight are drawn too
-    page = home / "config/labconfig/page_config.json"
-    page.parent.mkdir(parents=True)
-    page.write_text(json.dumps(dict(buildCheck=False, disabledExtensions={"@jupyterlab/extensionmanager-extension": True})))
+    settings = {  # cells out of sight are drawn too; no question about news; no call to a server of extensions
+        "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings": dict(windowingMode="none"),
+        "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": dict(fetchNews="false", checkForUpdates=False, doNotDisturbMode=True),
+        "config/labconfig/page_config.json": dict(buildCheck=False, disabledExtensions={"@jupyterlab/extensionmanager-extension": True})}
+    for name, values in settings.items():
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text(json.dumps(values))
     folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | folders | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython")) | environment
     command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
@@ -210,6 +211,7 @@ class Lab:
             opened.folder = folder  # where the kernel stands
             opened.page.goto(f"{self.address}/lab/tree/{folder.name}/{path.name}?reset&token={self.token}")
             opened.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)
+            opened.page.evaluate("window.jupyterapp.shell.collapseLeft()")
             try: yield opened
             finally:
                 opened.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
