@@ -17,6 +17,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 ARTEFACTS = PROJECT / "artefacts"  # screenshots to look at
 FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
+LARGE = "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}"  # files of up to a gigabyte can be sent, as in `make lab`
 PICTURES = ".jp-OutputArea img, .jupyter-widgets img"
 QUIET = ("favicon", "Failed to load resource")  # console errors that say nothing about a notebook: answers of the server that are not 200
 
@@ -47,7 +48,7 @@ def jupyterlab(root, **environment):
     folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | folders | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython")) | environment
     command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", f"--ServerApp.root_dir={root}"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", f"--ServerApp.root_dir={root}", LARGE]
     log = (root / "jupyterlab.log").open("wb")
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *command], cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
