@@ -193,12 +193,14 @@ def show_page(
 ) -> Figure:
     "Draw rows of figures as one."
     heights = [p.height for p in panels]
-    fig = plt.figure(figsize=(width, sum(heights) + 0.4), layout="none")  # laid out when all is there: seaborn draws each heat map to measure it
+    fig = plt.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    layout = fig.get_layout_engine()
+    layout.execute = lambda fig: None  # not before all is there: seaborn draws every heat map once to measure it
     for part, panel in zip(np.atleast_1d(fig.subfigures(len(panels), 1, height_ratios=heights)), panels):
         part.suptitle(panel.title, x=0.01, ha="left", fontweight="bold")
         panel.draw(part.subplots(1, panel.columns, squeeze=False)[0])
     if title: fig.suptitle(title)
-    fig.set_layout_engine("constrained")
+    del layout.execute
     return fig
 
 # %% ../nbs/01_show.ipynb #dbeee7a0

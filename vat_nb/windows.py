@@ -139,8 +139,9 @@ def show_over_time(
     fig, axs = plt.subplots(len(heights), 1, figsize=(10, sum(heights.values()) * 1.15 + 0.6), height_ratios=list(heights.values()), sharex=True, squeeze=False, layout="constrained")
     axs, edges = dict(zip(heights, axs[:, 0])), window_edges(windowed)
     if media.jpegs:
-        chosen = np.unique(np.linspace(0, len(media.jpegs) - 1, 12).round().astype(int))
-        show_frames(decode_jpegs([media.jpegs[i] for i in chosen]), media.times[chosen], ax=axs["frames"])
+        n = min(8, len(media.jpegs))
+        places = (np.arange(n) + 0.5) * media.duration / n
+        show_frames(decode_jpegs([media.jpegs[i] for i in np.abs(media.times[:, None] - places).argmin(0)]), places, ax=axs["frames"])
     if len(media.audio): show_wave(media.audio, ax=axs["sound"]).set_yticks([])
     if task.classes:
         show_most_probable(windowed, task, axs["most probable"])
@@ -171,11 +172,12 @@ def show_answer(
     at, names = dict(zip(columns, axs[0])), ["fused" if h == "fusion" else h for h in HEADS]
     if media.jpegs:
         at["face"].imshow(decode_jpegs(media.jpegs[len(media.jpegs) // 2:][:1])[0], interpolation="antialiased")
-        at["face"].set(xticks=[], yticks=[], xlabel="what the model sees")
+        at["face"].set(xticks=[], yticks=[])
+        at["face"].set_xlabel("cut out", fontsize="small")
     if task.classes: show_matrix(np.stack([probabilities[h] for h in HEADS]), "", "head", "", task.classes, names, "probability", ".2f", 0, 1, ax=at["classes"])
-    if task.targets: show_matrix(np.stack([values[h] for h in HEADS]), "", "" if task.classes else "head", "", task.targets, names, "value", ".2f", ax=at["targets"])
+    if task.targets: show_matrix(np.stack([values[h] for h in HEADS]), "", "" if task.classes else "head", "", task.targets, names, "value", ".2f", *(x if np.isfinite(x) else None for x in (task.low, task.high)), ax=at["targets"])
     fig.suptitle(title)
-    return list(at.values())
+    return [*at.values()]
 
 # %% ../nbs/20d_windows.ipynb #a9997944
 def find_file(
