@@ -12,7 +12,7 @@ __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'o
 import hashlib, json
 import numpy as np, torch
 from accelerate import Accelerator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -134,6 +134,7 @@ def split_clips(
     draws = len(train)
     train, rest = few_labels(train, recipe["label_share"], recipe["seed"])
     unlabelled = rest + [c for c in usable if not is_labelled(c)]
+    if recipe["transductive"]: unlabelled += [unlabel(c) for c in usable if c.split in tests and c.split != name and is_labelled(c)]
     check_pseudo(recipe, unlabelled, data.task)
     return Split(train, valid, unlabelled, tests, draws)
 
@@ -200,7 +201,7 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
 
 # %% ../nbs/21_experiment.ipynb #71663116
 COMMON = ("dataset", "size", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "temperature", "seed", "valid", "valid_split",
-          "label_share", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
+          "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
           "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate")
 TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
 
@@ -273,12 +274,11 @@ def train_model(
     data: Store, split: Split, recipe: dict[str, Any], accelerator: Accelerator,
     pretrained: Path | None = None,  # checkpoint of the pretraining, made where it is not; runs that share it share the first stage
     checkpoint: Path | None = None,  # of the fine-tuning
-    also: Sequence[Clip] = (),  # clips that take part in pretraining alone, without their labels
 ) -> tuple[VAT, list[dict[str, float]]]:  # the model and the rows of its fine-tuning
     "Pretrain, or take the pretraining that is there, and fine-tune."
     if recipe["stage"] != "all": raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
     model = new_model(recipe, data.task, split.train).to(accelerator.device)
-    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled + [unlabel(c) for c in also], recipe, accelerator, pretrained)
+    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)
 
 # %% ../nbs/21_experiment.ipynb #3ee1e356
