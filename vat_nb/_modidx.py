@@ -165,6 +165,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vat_nb.inference.export_graph': ('inference.html#export_graph', 'vat_nb/inference.py'),
                                   'vat_nb.inference.main_score': ('inference.html#main_score', 'vat_nb/inference.py'),
                                   'vat_nb.inference.newest_run': ('inference.html#newest_run', 'vat_nb/inference.py'),
+                                  'vat_nb.inference.plain_score': ('inference.html#plain_score', 'vat_nb/inference.py'),
                                   'vat_nb.inference.predict': ('inference.html#predict', 'vat_nb/inference.py'),
                                   'vat_nb.inference.predict_files': ('inference.html#predict_files', 'vat_nb/inference.py'),
                                   'vat_nb.inference.results_table': ('inference.html#results_table', 'vat_nb/inference.py'),

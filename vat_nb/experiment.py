@@ -12,7 +12,7 @@ __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'o
 import hashlib, json
 import numpy as np, torch
 from accelerate import Accelerator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from .augment import Augment
 from .core import Clip, ParameterError
 from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
-from .inference import HEADS, Predictions, main_score, predict, score, truth, under
+from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth, under
 from .loading import hold_out, make_loader
 from .model import SIZES, VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
@@ -135,6 +135,7 @@ def split_clips(
     draws = len(train)
     train, rest = few_labels(train, recipe["label_share"], recipe["seed"])
     unlabelled = rest + [c for c in usable if not is_labelled(c)]
+    if recipe["transductive"]: unlabelled += [unlabel(c) for c in usable if c.split in tests and c.split != name and is_labelled(c)]
     check_pseudo(recipe, unlabelled, data.task)
     return Split(train, valid, unlabelled, tests, draws)
 
@@ -201,7 +202,7 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
 
 # %% ../nbs/21_experiment.ipynb #71663116
 COMMON = ("dataset", "size", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "temperature", "seed", "valid", "valid_split",
-          "label_share", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
+          "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
           "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate")
 TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
 
@@ -245,7 +246,7 @@ def validation(
         found = predict_clips(model, data, valid, recipe, accelerator)
         best = score(found, data.task)
         name = main_score(best, data.task)
-        kind = "f1" if name == "combined" else name
+        kind = plain_score(name)
         losses = head_losses({h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS}, y, t, model.heads["fusion"].std.cpu())
         return {name: best[name]} | {f"{h} {kind}": score(found, data.task, h)[kind] for h in HEADS} | {f"{h} loss": float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS}
     return judge
@@ -274,12 +275,11 @@ def train_model(
     data: Store, split: Split, recipe: dict[str, Any], accelerator: Accelerator,
     pretrained: Path | None = None,  # checkpoint of the pretraining, made where it is not; runs that share it share the first stage
     checkpoint: Path | None = None,  # of the fine-tuning
-    also: Sequence[Clip] = (),  # clips that take part in pretraining alone, without their labels
 ) -> tuple[VAT, list[dict[str, float]]]:  # the model and the rows of its fine-tuning
     "Pretrain, or take the pretraining that is there, and fine-tune."
     if recipe["stage"] != "all": raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
     model = new_model(recipe, data.task, split.train).to(accelerator.device)
-    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled + [unlabel(c) for c in also], recipe, accelerator, pretrained)
+    if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)
 
 # %% ../nbs/21_experiment.ipynb #3ee1e356

@@ -24,10 +24,9 @@ from tqdm.auto import tqdm
 from .align import Queue, contrast
 from .augment import Augment, draw_mixup, drop_modality, mix_clips
 from .core import Batch, ParameterError, write_atomically
-from .encoders import SoundStem
 from .masked import imagine, masked_loss
 from .match import matching_loss, matching_pairs
-from .model import VAT, Scores
+from .model import TEMPERATURES, VAT, Scores
 from .momentum import alpha_at, make_teacher, update_teacher
 from .pretrained import PretrainedEncoder, layer_decay_groups
 from .pseudo import Confidence
@@ -115,20 +114,24 @@ class Finetune(nn.Module):
         heads, taught = lambda out: {k: getattr(out, k) for k in self.blend.heads}, None
         if alpha or self.confidence is not None:
             with torch.no_grad(): taught = heads(self.teacher(batch))
-        seen, own, labels = self.augment._replace(drop=0.0)(batch), 1.0, [(batch.y, batch.t, taught)]
+        seen = self.augment._replace(drop=0.0)(batch)
         if self.mixup:
             own, partner = draw_mixup(len(batch.y), self.mixup)
             seen = mix_clips(seen, own, partner.to(batch.y.device))
-            labels += [(batch.y[partner], batch.t[partner], taught and {k: Scores(*(x[partner] for x in s)) for k, s in taught.items()})]
         said = heads(self.student(drop_modality(seen, self.augment.drop)))  # after mixing, or a partner would bring back what was dropped
-        found = [head_losses(said, y, t, self.student.heads["fusion"].std, of, alpha, self.smoothing) for y, t, of in labels]
-        losses = {k: own * v + (1 - own) * found[1][k] for k, v in found[0].items()} if self.mixup else found[0]
+        std = self.student.heads["fusion"].std
+        def losses_of(y, t, teacher=None, alpha=0.0, smoothing=0.0):  # labels are mixed as the clips were
+            found = head_losses(said, y, t, std, teacher, alpha, smoothing)
+            if not self.mixup: return found
+            teacher = teacher and {k: Scores(*(x[partner] for x in s)) for k, s in teacher.items()}
+            other = head_losses(said, y[partner], t[partner], std, teacher, alpha, smoothing)
+            return {k: own * v + (1 - own) * other[k] for k, v in found.items()}
+        losses = losses_of(batch.y, batch.t, taught, alpha, self.smoothing)
         loss, parts = self.blend(losses), losses | {f"weight {k}": w for k, w in self.blend.weights(list(losses)).items()}
         if self.confidence is None: return Step(loss, _detached(parts))
         unlabelled = batch.y < 0
         y = self.confidence.labels(taught["fusion"].logits, unlabelled)
-        pseudo = [head_losses(said, labels, batch.t[:, :0], self.student.heads["fusion"].std) for labels in ((y, y[partner]) if self.mixup else (y,))]
-        pseudo = {k: own * v + (1 - own) * pseudo[1][k] for k, v in pseudo[0].items()} if self.mixup else pseudo[0]
+        pseudo = losses_of(y, batch.t[:, :0])
         sure = (y >= 0).sum() / unlabelled.sum().clamp(min=1)  # few sure answers count little (Sohn et al. 2020, equation 4)
         loss = loss + sure * sum(pseudo.values()) / len(pseudo)
         return Step(loss, _detached(parts) | dict(pseudo=sure), (taught["fusion"].logits[unlabelled],))
@@ -199,9 +202,8 @@ def make_optimizer(
     "AdamW over what is trained; its groups have the share of the learning rate that they get."
     trained, encoders = [p for p in model.parameters() if p.requires_grad], [m for m in model.modules() if isinstance(m, PretrainedEncoder) and not m.frozen]
     scale = {p: g["lr_scale"] for m in encoders for g in layer_decay_groups(m.backbone, layer_decay) for p in g["params"]} if layer_decay < 1 else {}
-    shares, norms = sorted({scale.get(p, 1.0) for p in trained}, reverse=True), {p for m in model.modules() if isinstance(m, SoundStem) for p in m.scales}
-    decays = {p: p.ndim > 1 and p not in norms for p in trained}
-    chosen = [(share, decay, [p for p in trained if scale.get(p, 1.0) == share and decays[p] == bool(decay)]) for share in shares for decay in (1, 0)]
+    shares = sorted({scale.get(p, 1.0) for p in trained}, reverse=True)
+    chosen = [(share, decay, [p for p in trained if scale.get(p, 1.0) == share and (p.ndim > 1) == decay]) for share in shares for decay in (True, False)]
     groups = [dict(params=ps, weight_decay=decay * weight_decay, lr_scale=share) for share, decay, ps in chosen]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
@@ -330,7 +332,7 @@ def train_epoch(
         norm, clips = accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], how.clip_norm), clips + len(batch.id)
         if torch.isfinite(norm):
             optimizer.step()
-            objective.student.temperature.data.clamp_(0.001, 0.5)  # outside there would be no gradient to bring it back
+            objective.student.temperature.data.clamp_(*TEMPERATURES)  # outside there would be no gradient to bring it back
             update_teacher(objective.teacher, objective.student, how.momentum)
             objective.remember(out)
             for k, v in (out.parts | {"loss": out.loss.detach(), "gradient norm": norm.detach()}).items(): sums[k] = sums.get(k, 0) + v
