@@ -141,8 +141,12 @@ class Notebook:
     def screenshot(self, name, most=9000):
         "The whole notebook as artefacts/NAME.png, at most this many pixels high."
         ARTEFACTS.mkdir(exist_ok=True)
-        size, height = self.page.viewport_size, self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-WindowedPanel-outer')].map(n => n.scrollHeight))")
-        self.page.set_viewport_size(size | dict(height=min(height + 150, most)))
+        size = self.page.viewport_size
+        self.page.set_viewport_size(size | dict(height=most))
+        self.page.wait_for_timeout(300)
+        self.page.evaluate("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(n => n.scrollTop = 0)")
+        bottom = self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(n => n.getBoundingClientRect().bottom))")
+        self.page.set_viewport_size(size | dict(height=min(max(round(bottom) + 60, size["height"]), most)))
         self.page.wait_for_timeout(300)
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
         self.page.set_viewport_size(size)

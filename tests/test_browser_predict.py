@@ -16,8 +16,8 @@ def videos(small_release, tmp_path_factory):
     return folder
 
 
-def test_predict_in_the_browser(lab, demo_run, videos):
-    with lab.open("nbs/predict.ipynb", model=str(demo_run / "checkpoint"), hop=0.2) as notebook:
+def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
+    with lab.open("nbs/predict.ipynb", model=str(demo_run / "checkpoint"), hop=0.2, out=str(tmp_path)) as notebook:
         notebook.run()
         assert notebook.not_run() == [] and notebook.errors() == []
         with notebook.changes(".widget-image"): notebook.upload(videos / "a clip.mp4", words="Choose")
@@ -31,8 +31,11 @@ def test_predict_in_the_browser(lab, demo_run, videos):
         notebook.wait_text("large.mp4: this is no media file")
         notebook.type("or a path", str(videos))
         notebook.wait_text("4 files of")
-        assert "NOT_MEDIA" in notebook.text()
+        assert "this is no media file" in notebook.text()
+        notebook.press("Write files")
+        notebook.wait_text("Written to")
         notebook.screenshot("predict_folder")
+        assert len(pd.read_csv(tmp_path / "predictions.csv")) == 4
         notebook.type("or a path", "not/there.mp4")
         notebook.wait_text("there is no such file")
         assert notebook.errors() == []

@@ -206,11 +206,12 @@ class PredictPanel:
         self,
         model: str | Path | None,  # as in `choose_model`
         run: str | Path,  # folder of a run
+        out: str | Path,  # folder that files are written to
         hop: float | None = None,  # s from one window to the next; None is half a window
         device: str = "cpu",
     ):
-        self.model, self.run, self.hop, self.device, self.recognizer = model, run, hop, device, None
-        image = lambda: ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%", object_fit="contain"))
+        self.model, self.run, self.out, self.hop, self.device, self.recognizer = model, run, Path(out), hop, device, None
+        image = lambda: ipywidgets.Image(format="png", layout=ipywidgets.Layout(display="none", max_width="100%", align_self="flex-start"))
         self.upload = ipywidgets.FileUpload(accept="video/*,audio/*," + ",".join(sorted(SUFFIXES)), description="Choose a video", layout=ipywidgets.Layout(width="160px"))
         self.path = ipywidgets.Text(description="or a path", placeholder="a file or a folder, then Enter", continuous_update=False, layout=ipywidgets.Layout(width="480px"))
         self.moment = ipywidgets.IntSlider(description="window", min=1, max=1, continuous_update=False, layout=ipywidgets.Layout(display="none", width="480px"))
@@ -219,13 +220,15 @@ class PredictPanel:
         self.upload.observe(lambda change: change.new and self.take(change.new[0]), "value")
         self.path.observe(lambda change: change.new.strip() and self.ask(change.new), "value")
         self.moment.observe(lambda change: self.show_moment(), "value")
+        self.keep = ipywidgets.Button(description="Write files", tooltip=f"tables and figures, into {out}")
+        self.keep.on_click(lambda button: self.save())
         self.clear()
-        self.view = ipywidgets.VBox([ipywidgets.HBox([self.upload, self.path]), self.says, self.listed, self.pictures["answer"], self.pictures["over_time"], self.moment, self.pictures["attention"]])
+        self.view = ipywidgets.VBox([ipywidgets.HBox([self.upload, self.path, self.keep]), self.says, self.listed, self.pictures["answer"], self.pictures["over_time"], self.moment, self.pictures["attention"]])
 
     def clear(self) -> None:
         "Forget the last answer."
         self.rows, self.found, self.windowed, self.media, self.store, self.clip, self.name = pd.DataFrame(), None, None, None, None, None, ""
-        self.listed.value, self.moment.layout.display = "", "none"
+        self.listed.value, self.moment.layout.display, self.keep.layout.display = "", "none", "none"
         for picture in self.pictures.values(): picture.layout.display = "none"
 
     def take(self, sent: dict[str, Any]) -> None:  # sent: name and content of a file
@@ -254,11 +257,13 @@ class PredictPanel:
         with tempfile.TemporaryDirectory() as tmp:
             store = model.open(paths, tmp, processes=1 if len(paths) < 8 else 0)
             found = model.look(store) if store.usable() else None
-            self.rows = model.table(store, found)
+            self.rows, self.keep.layout.display = model.table(store, found), ""
             if asked.is_dir():
                 bad = self.rows["status"].eq("failed").sum()
                 self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row" if bad else "")
-                self.listed.value = self.rows.round(3).to_html(index=False, max_rows=50, na_rep="", border=0)
+                words = lambda codes: "; ".join(REASONS[c] for c in codes.split())
+                listed = self.rows.assign(path=[p.relative_to(asked) for p in paths], reason=self.rows["reason"].map(words)).rename(columns=dict(path="file"))
+                self.listed.value = listed.round(2).to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
                 return
             row = store.ledger.loc[store.clips[0].id]
             if found is None: raise ValueError(row["detail"] or f"{asked}: {REASONS[row['reason']]}")
@@ -302,22 +307,25 @@ class PredictPanel:
     def draw(self, name: str, figure: Figure) -> None:
         "Put a figure into its place."
         png = io.BytesIO()
-        figure.savefig(png, dpi=80)
+        figure.savefig(png, dpi=100)
         plt.close(figure)
         self.pictures[name].value, self.pictures[name].layout.display = png.getvalue(), ""
 
-    def save(self, out: str | Path) -> list[Path]:  # the files
+    def save(self) -> list[Path]:  # the files
         "Write predictions.csv, and of a single file over_time.csv and the figures."
-        out = Path(out)
         if self.rows.empty: return []
-        write_atomically(out / "predictions.csv", self.rows.to_csv(index=False).encode())
-        files = [out / "predictions.csv"]
-        if self.windowed is None: return files
-        task = self.recognizer.task
-        write_atomically(out / "over_time.csv", self.windowed.table(task).to_csv(index=False).encode())
-        figures = dict(answer=show_answer(*self.whole(), self.media, task, self.name)[0].figure, over_time=next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure, attention=self.attention(0))
-        for name, figure in figures.items(): save_figure(figure, out / f"figures/{name}.png")
-        return files + [out / "over_time.csv"] + [out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
+        tables, figures = {"predictions.csv": self.rows}, {}
+        if self.windowed is not None:
+            task, (p, v) = self.recognizer.task, self.whole()
+            tables["over_time.csv"] = self.windowed.table(task)
+            figures = dict(answer=show_answer(p, v, self.media, task, self.name)[0].figure, over_time=next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure, attention=self.attention(self.moment.value - 1))
+        for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
+        for name, figure in figures.items():
+            save_figure(figure, self.out / f"figures/{name}.png")
+            plt.close(figure)
+        files = [self.out / name for name in tables] + [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
+        self.says.value += f" Written to {_plain(self.out)}: {', '.join(str(f.relative_to(self.out)) for f in files)}."
+        return files
 
 
 def _plain(text: object) -> str: return str(text).replace("&", "&amp;").replace("<", "&lt;")
