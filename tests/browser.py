@@ -129,14 +129,23 @@ class Notebook:
         "`src` of every picture that matches, as long as its bytes are; a picture without any is left out."
         return [s for s in self.page.eval_on_selector_all(selector, "nodes => nodes.map(n => n.src)") if s]
 
+    def wait_change(self, before, selector=PICTURES, timeout=60):
+        "Wait until the pictures' `src` are not those of `before`, which `sources` gave."
+        other = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].map(n => n.src).filter(s => s); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
+        self.page.wait_for_function(other, arg=[selector, before], timeout=1000 * timeout)
+
     @contextmanager
     def changes(self, selector=PICTURES, timeout=60):
-        "What is done in this `with` must give a picture another `src`; timeout in s."
+        "What is done in this `with` must give a picture another `src`; then the kernel is idle again. timeout in s."
         before = self.sources(selector)
         yield
-        same = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].map(n => n.src).filter(s => s); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
-        self.page.wait_for_function(same, arg=[selector, before], timeout=1000 * timeout)
+        self.wait_change(before, selector, timeout)
         self.idle(timeout)
+
+    def interrupt(self):
+        "Stop what runs, as the stop button does."
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt()")
+        self.wait()
 
     def screenshot(self, name, most=9000):
         "The whole notebook as artefacts/NAME.png, at most this many pixels high."

@@ -4,6 +4,7 @@ import shutil
 import pandas as pd
 import pytest
 from test_faults import papermill
+from test_media_faults import AAC, H264, ffmpeg, picture, tone
 
 
 @pytest.fixture(scope="module")
@@ -41,18 +42,26 @@ def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
         assert notebook.errors() == []
 
 
-def test_training_in_the_browser(lab, small_release, tmp_path):
-    settings = dict(dataset="demo", root=str(small_release), store=str(tmp_path / "store"), out=str(tmp_path / "run"), frames=10, batch_size=8, pretrain_epochs=6, epochs=6)
+def test_curves_while_training(lab, demo_run, small_release, tmp_path):
+    settings = dict(dataset="demo", synthetic=False, root=str(small_release), store=str(demo_run.parents[1] / "store"), out=str(tmp_path / "run"), frames=10, batch_size=8, pretrain_epochs=200, keep_clips=0)
     with lab.open("nbs/train.ipynb", **settings) as notebook:
         notebook.start()
-        live = ".jupyter-widgets img.widget-image"
-        notebook.page.wait_for_function("s => [...document.querySelectorAll(s)].some(n => n.src)", arg=live, timeout=120_000)
-        with notebook.changes(live, timeout=120): pass
-        notebook.wait_text("to go (until", 60)
-        notebook.wait(240)
-        assert notebook.not_run() == [] and notebook.errors() == []
-        notebook.screenshot("train", most=16_000)
-    assert {p.name for p in (tmp_path / "run/figures").iterdir()} >= {f"story.{kind}" for kind in ("png", "svg")}
+        live = "img.widget-image"
+        notebook.wait_change([], live, 120)
+        notebook.wait_change(notebook.sources(live), live, 60)
+        notebook.wait_text("to go (until", 30)
+        assert "learning rate" in notebook.text() and "clips/s" in notebook.text()
+        notebook.screenshot("train")
+        notebook.interrupt()
+        assert notebook.errors() and all("KeyboardInterrupt" in e for e in notebook.errors()), notebook.errors()
+
+
+def test_ten_minutes(demo_run, tmp_path):
+    from vat_nb.windows import PredictPanel
+    ffmpeg(*picture(600, "10", "64x64"), *tone(600, 16000), *H264, *AAC, tmp_path / "long.mp4")
+    panel = PredictPanel(demo_run / "checkpoint", demo_run, tmp_path)
+    panel.path.value = str(tmp_path / "long.mp4")
+    assert 100 < len(panel.windowed.start) <= 300 and panel.windowed.end[-1] == pytest.approx(600, abs=0.5) and "600.0 s" in panel.says.value
 
 
 def test_predict_headless(demo_run, videos, tmp_path):
