@@ -242,7 +242,8 @@ def story(
     conditions = list(dict.fromkeys(report["condition"])) if len(report) else []
     def each(draw, parts): return lambda axs: [draw(ax, *part) for ax, part in zip(axs, parts)]
     if kinds: panels.append(Panel("How it learned", len(kinds), each(lambda ax, title, c, y: show_curves(c, ylabel=y, title=title, ax=ax), kinds), 2.6))
-    if aligned and all(len(p.clips) for p in aligned.values()): panels.append(Panel("What belongs together: each clip's video against every clip's sound", len(aligned), each(lambda ax, name, p: show_alignment(p, task, name, ax=ax), aligned.items()), 4.2))
+    if aligned and all(len(p.clips) for p in aligned.values()):
+        panels.append(Panel("What belongs together: each clip's video against every clip's sound", len(aligned), each(lambda ax, name, p: show_alignment(p, task, name, ax=ax), aligned.items()), 4.2))
     if splits: panels.append(Panel("What each head is worth, with 95 % intervals", len(splits), each(lambda ax, s: show_intervals(intervals[s], score_name, s, ax=ax), [(s,) for s in splits]), 2.2))
     if splits and task.classes: panels.append(Panel("What was taken for what", len(splits), each(lambda ax, s: show_confusion(found[s], task, title=s, ax=ax), [(s,) for s in splits]), 3.4))
     if conditions: panels.append(Panel(f"What it withstands, on {splits[0]}", len(conditions), lambda axs: show_robustness(report, score_name, axs), 2.8))

@@ -144,7 +144,8 @@ def show_intervals(
     return ax
 
 # %% ../nbs/01_show.ipynb #7a664675
-GAUGES = {"lr": "learning rate", "alpha": "alpha, weight of\nthe teacher", "gradient norm": "gradient norm\nbefore clipping", "clips per second": "clips\nper second", "GPU MiB": "GPU memory\n(MiB)"}  # numbers of an epoch that have an axis of their own
+GAUGES = {"lr": "learning rate", "alpha": "alpha, weight of\nthe teacher", "gradient norm": "gradient norm\nbefore clipping",
+          "clips per second": "clips\nper second", "GPU MiB": "GPU memory\n(MiB)"}  # numbers of an epoch that have an axis of their own
 
 
 def progress_curves(

@@ -77,7 +77,8 @@ def judge_windows(
     logits, values = ({h: torch.cat([parts[k] for parts in found[h]]).numpy() for h in HEADS} for k in (0, 1))
     blank = lambda x, ok: np.where(ok[:, None], x, np.nan)
     start = np.array(starts) / fps
-    return Windowed(start, np.minimum(start + frames / fps, media.duration), {h: blank(recognizer.probabilities(logits[h]), ok) for h, ok in zip(HEADS, known)}, {h: blank(values[h], ok) for h, ok in zip(HEADS, known)})
+    probabilities, values = ({h: blank(x(h), ok) for h, ok in zip(HEADS, known)} for x in (lambda h: recognizer.probabilities(logits[h]), values.get))
+    return Windowed(start, np.minimum(start + frames / fps, media.duration), probabilities, values)
 
 
 def window_batch(
@@ -149,7 +150,8 @@ def show_over_time(
         for h in HEADS: axs[h].set(yticks=np.arange(len(task.classes)) + 0.5, yticklabels=task.classes, ylim=(len(task.classes), 0), ylabel="fused" if h == "fusion" else h)
         fig.colorbar(image, ax=[axs[h] for h in HEADS], label="probability", pad=0.01)
     for k, name in enumerate(task.targets):
-        for h, style in zip(HEADS, ("--", "-.", "-")): axs[name].plot((windowed.start + windowed.end) / 2, windowed.values[h][:, k], style, marker="." if len(windowed.start) < 40 else None, label="fused" if h == "fusion" else h)
+        for h, style in zip(HEADS, ("--", "-.", "-")):
+            axs[name].plot((windowed.start + windowed.end) / 2, windowed.values[h][:, k], style, marker="." if len(windowed.start) < 40 else None, label="fused" if h == "fusion" else h)
         axs[name].set_ylabel(name)
         axs[name].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     for ax in axs.values(): ax.set(xlabel="", xlim=(0, max(media.duration, edges[-1])))
@@ -175,7 +177,8 @@ def show_answer(
         at["face"].set(xticks=[], yticks=[])
         at["face"].set_xlabel("cut out", fontsize="small")
     if task.classes: show_matrix(np.stack([probabilities[h] for h in HEADS]), "", "head", "", task.classes, names, "probability", ".2f", 0, 1, ax=at["classes"])
-    if task.targets: show_matrix(np.stack([values[h] for h in HEADS]), "", "" if task.classes else "head", "", task.targets, names, "value", ".2f", *(x if np.isfinite(x) else None for x in (task.low, task.high)), ax=at["targets"])
+    if task.targets:
+        show_matrix(np.stack([values[h] for h in HEADS]), "", "" if task.classes else "head", "", task.targets, names, "value", ".2f", *(x if np.isfinite(x) else None for x in (task.low, task.high)), ax=at["targets"])
     fig.suptitle(title)
     return [*at.values()]
 
@@ -318,7 +321,8 @@ class PredictPanel:
         if self.windowed is not None:
             task, (p, v) = self.recognizer.task, self.whole()
             tables["over_time.csv"] = self.windowed.table(task)
-            figures = dict(answer=show_answer(p, v, self.media, task, self.name)[0].figure, over_time=next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure, attention=self.attention(self.moment.value - 1))
+            over_time = next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure
+            figures = dict(answer=show_answer(p, v, self.media, task, self.name)[0].figure, over_time=over_time, attention=self.attention(self.moment.value - 1))
         for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
         for name, figure in figures.items():
             save_figure(figure, self.out / f"figures/{name}.png")
