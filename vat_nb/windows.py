@@ -263,7 +263,7 @@ class PredictPanel:
             self.rows, self.keep.layout.display = model.table(store, found), ""
             if asked.is_dir():
                 bad = self.rows["status"].eq("failed").sum()
-                self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row" if bad else "")
+                self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row." if bad else ".")
                 words = lambda codes: "; ".join(REASONS[c] for c in codes.split())
                 listed = self.rows.assign(path=[p.relative_to(asked) for p in paths], reason=self.rows["reason"].map(words)).rename(columns=dict(path="file"))
                 self.listed.value = listed.round(2).to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
