@@ -31,6 +31,7 @@ from .masked import *
 from .supervise import *
 from .pseudo import *
 from .metrics import *
+from .checkpoint import *
 from .training import *
 from .inference import *
 from .ensemble import *

@@ -119,7 +119,7 @@ def make_loader(
     dataset = ClipDataset(store, clips, frames, change)
     sampler = Windows(dataset.lengths, frames, shuffle, seed)
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, **many)
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)  # its own: an epoch that begins draws nothing from the run's
 
 # %% ../nbs/08_loading.ipynb #52bf7347
 def hold_out(
