@@ -42,8 +42,9 @@ test: setup
 	$(BIN)/nbdev-test --n-workers 1 --file-glob '[0-9]*.ipynb' --timing
 	$(BIN)/python -m pytest -q tests
 
+# files of up to a gigabyte can be sent to a notebook (predict.ipynb); without the setting ten megabytes end the connection
 lab: setup
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}" $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
 
 export: setup
 	$(BIN)/nbdev-export

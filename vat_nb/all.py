@@ -37,6 +37,7 @@ from .inference import *
 from .ensemble import *
 from .baseline import *
 from .explore import *
+from .windows import *
 from .experiment import *
 from .snapshots import *
 

@@ -33,7 +33,7 @@ from .releases import Task, clips as release_clips, read_release
 from .speaker import against_speakers
 from .supervise import FixedBlend, GradientBlend, UncertaintyBlend, Weights, head_losses
 from .synth import write_demo
-from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator
+from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, tracker_names
 
 # %% ../nbs/21_experiment.ipynb #57e7a1aa
 SHARES = ("alpha", "mask_rate", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay")
@@ -65,6 +65,7 @@ def check_recipe(
     varied = r["augment_image"] or r["augment_wave"] or r["against_speaker"]
     refuse(r["cache_features"] and varied, "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
+    tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
     refuse(r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1, f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9")
     return recipe

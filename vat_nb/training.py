@@ -170,7 +170,7 @@ def tracker_names(
     trackers: str | None,  # one of TRACKERS, or several with commas between them
 ) -> list[str]:
     "Which programs are told of a run. Raises ParameterError for one that is unknown or not installed."
-    names = [name.strip() for name in (trackers or "").split(",") if name.strip()]
+    names = [name.strip() for name in str(trackers or "").split(",") if name.strip()]
     for name in names:
         if name not in TRACKERS: raise ParameterError(f"trackers cannot be {name!r}: valid are {', '.join(TRACKERS)}, or several with commas between them")
         if importlib.util.find_spec(name) is None: raise ParameterError(f"trackers names {name}, which is not installed: run pip install {name}, or leave trackers out")
