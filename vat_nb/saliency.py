@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from IPython.display import display
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from moviepy import ImageSequenceClip
@@ -448,7 +449,7 @@ def time_axis(
     "Where a cursor goes."
     place = lambda ax: ax.get_position()
     first, last, table = place(axs[0, 0]), place(axs[-1, 0]), place(axs[3, 0])
-    return {k: 100 * v for k, v in dict(left=first.x0, right=first.x1, top=1 - first.y1, bottom=1 - last.y0, floor=1 - table.y0, ceiling=1 - table.y1).items()}
+    return {k: float(100 * v) for k, v in dict(left=first.x0, right=first.x1, top=1 - first.y1, bottom=1 - last.y0, floor=1 - table.y0, ceiling=1 - table.y1).items()}
 
 
 MOVE = """for (const e of document.querySelectorAll('.at-{key}')) {{
@@ -460,8 +461,9 @@ MOVE = """for (const e of document.querySelectorAll('.at-{key}')) {{
 
 def picture_of(figure) -> np.ndarray:  # [H, W, 3] uint8
     "A figure's pixels."
-    figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def png_of(figure) -> bytes:
