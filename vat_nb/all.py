@@ -36,6 +36,7 @@ from .inference import *
 from .ensemble import *
 from .baseline import *
 from .explore import *
+from .saliency import *
 from .experiment import *
 from .snapshots import *
 

@@ -37,7 +37,7 @@ from .media import SAMPLE_RATE
 from .model import VAT
 from .preprocess import Store
 from .releases import Task
-from .show import MATRIX, SPECTRUM, save_figure, show_logmel, show_wave
+from .show import MATRIX, save_figure, show_logmel, show_wave
 from .synth import CODECS
 
 # %% ../nbs/20c_saliency.ipynb #5a183e2c
@@ -257,14 +257,14 @@ def heat_on(
     frames: np.ndarray,  # [T, H, W, 3] uint8
     places: np.ndarray,  # [M, G, G]
     moment: np.ndarray,  # [T] moment of each frame
-    opacity: float = 0.6,  # of the highest value
+    opacity: float = 0.62,  # of the highest value
 ) -> np.ndarray:  # [T, H, W, 3] uint8
     "Draw heat over frames."
     low, high = places.min(), places.max()
     x = torch.from_numpy((places - low) / (high - low if high > low else 1.0)).float()[:, None]
     x = F.interpolate(x, frames.shape[1:3], mode="bicubic" if places.shape[1] > 1 else "nearest").clamp(0, 1)[:, 0].numpy()[moment]
-    colour = plt.get_cmap(SPECTRUM)(0.15 + 0.8 * x)[..., :3] * 255
-    alpha = opacity * x[..., None]
+    colour = plt.get_cmap(MATRIX)(x)[..., :3] * 255
+    alpha = opacity * (0.65 + 0.35 * x[..., None])
     return (frames * (1 - alpha) + colour * alpha).round().astype(np.uint8)
 
 
@@ -301,7 +301,8 @@ def show_piece(
     logmel = LogMel()
     mel, _ = logmel(torch.from_numpy(piece.wave)[None], torch.ones(1, len(piece.wave), dtype=torch.bool))
     show_logmel(mel[0] * logmel.std + logmel.mean, ax=axs[5, 0], cax=axs[5, 1], label="log energy")
-    for ax in axs[[0, 4], 0]: ax.set(xlabel="")
+    axs[0, 0].set(xlabel="")
+    axs[4, 0].set(xlabel="", ylabel="wave")
     for ax in axs[:, 0]: ax.set(xlim=(0, piece.seconds))
     return axs
 
@@ -331,7 +332,7 @@ def show_table(
 ) -> Axes:
     "Draw which moment of the sound read which moment of the picture."
     edges = [at[0] + at[1] * n for at, n in ((video_at, time.shape[1]), (audio_at, time.shape[0]))]
-    ax.imshow(time, origin="lower", aspect="auto", cmap=MATRIX, extent=(video_at[0], edges[0], audio_at[0], edges[1]), interpolation="none")
+    ax.imshow(time, origin="lower", vmin=None if time.any() else 0, vmax=None if time.any() else 1, aspect="auto", cmap=MATRIX, extent=(video_at[0], edges[0], audio_at[0], edges[1]), interpolation="none")
     ax.set(ylabel="sound at (s)")
     return ax
 
@@ -353,9 +354,9 @@ def show_heat(
     image = show_table(heat.time, look.video_at, look.audio_at, table).images[0]
     percent = PercentFormatter(1, symbol="") if label.endswith("(%)") else None
     ends = heat.places.min(), max(heat.places.max(), heat.places.min() + 1e-12)
-    colours = plt.cm.ScalarMappable(plt.Normalize(*ends), plt.matplotlib.colors.ListedColormap(plt.get_cmap(SPECTRUM)(np.linspace(0.15, 0.95, 256))))
-    axs[1, 0].figure.colorbar(colours, cax=axs[1, 1], format=percent, ticks=ends).set_label("a place", size="small")
-    axs[3, 0].figure.colorbar(image, cax=axs[3, 1], format=percent).set_label(label.replace("\n", " "), size="small")
+    axs[1, 0].figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(*ends), MATRIX), cax=axs[1, 1], format=percent, ticks=ends).set_label("a place", size="small")
+    axs[3, 0].figure.colorbar(image, cax=axs[3, 1], format=percent).set_label(label.splitlines()[-1], size="small")
+    if not heat.time.any(): table.text(0.5, 0.5, "zero: nothing that these tokens read here could make the answer larger", transform=table.transAxes, ha="center", va="center", color="w")
     for ax in axs[1:4, 0]:
         ax.set(xlim=(0, piece.seconds))
         ax.tick_params(labelbottom=False)
@@ -644,7 +645,8 @@ class AttentionPanel:
         task, clip = self.store.task, self.clip.value
         said = {c: f"{p:.0%}" for c, p in zip(task.classes, seen.said["logits"].softmax(0).tolist())} | {t: f"{v:.2f}" for t, v in zip(task.targets, seen.said["values"].tolist())}
         known = ", ".join(filter(None, [clip.emotion, *(f"{t} {v:g}" for t, v in zip(task.targets, clip.targets) if np.isfinite(v))])) or "not known"
-        out = [f"The model says: {', '.join(f'{k} {v}' for k, v in said.items())}; that voice and face belong together: {seen.said['match'].softmax(0)[1]:.0%}. True: {known}."]
+        said[SAME] = f"{seen.said['match'].softmax(0)[1]:.0%}"
+        out = [f"The model says: {', '.join(f'{k} {v}' for k, v in said.items())}. True: {known}."]
         if seen.grid == 1: out += ["This model has one token for each moment of the picture: the heat is of whole moments, not of places."]
         if self.way.value == GRADIENT and not heat.places.any(): out += ["Nothing that the sound's own tokens read in this layer could make this answer larger; in the last layer the heads read [CLS] alone. Choose the reader [CLS], or an earlier layer."]
         if self.way.value == ROLLOUT: out += [f"{table[READERS[self.reader.value]].sum(1).mean():.0%} of {self.reader.value} comes from the picture ({heat.cls:.0%} from the [CLS] of the picture, which is at no place), the rest from the sound."]
