@@ -35,6 +35,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'vat_nb.core.Batch.to': ('core.html#batch.to', 'vat_nb/core.py'),
                              'vat_nb.core.Clip': ('core.html#clip', 'vat_nb/core.py'),
                              'vat_nb.core.ParameterError': ('core.html#parametererror', 'vat_nb/core.py'),
+                             'vat_nb.core.ParameterError._render_traceback_': ( 'core.html#parametererror._render_traceback_',
+                                                                                'vat_nb/core.py'),
                              'vat_nb.core.Tokens': ('core.html#tokens', 'vat_nb/core.py'),
                              'vat_nb.core.Tokens.cls': ('core.html#tokens.cls', 'vat_nb/core.py'),
                              'vat_nb.core._literal': ('core.html#_literal', 'vat_nb/core.py'),

@@ -484,7 +484,8 @@ def film_html(
 ) -> str:
     "A player that moves the cursors of its key."
     move, go = MOVE.format(key=key).replace("\n", " "), "const go = () => { this.ontimeupdate(); if (!this.paused) requestAnimationFrame(go); }; go()"
-    return f'<video class="film-{key}" src="{_data("video/mp4", mp4)}" width="{side}" height="{side}" controls playsinline aria-label="the clip" onloadeddata="this.ontimeupdate()" ontimeupdate="{move}" onseeking="this.ontimeupdate()" onplay="{go}"></video>'
+    told = f'onloadeddata="this.ontimeupdate()" ontimeupdate="{move}" onseeking="this.ontimeupdate()" onplay="{go}"'
+    return f'<video class="film-{key}" src="{_data("video/mp4", mp4)}" width="{side}" height="{side}" controls playsinline aria-label="the clip" {told}></video>'
 
 
 def cursor_html(
@@ -495,10 +496,12 @@ def cursor_html(
     key: str,
 ) -> str:
     "The figure under its cursors: down through all, and across the table."
-    line = f'<div class="at-{key}" data-seconds="{seconds}" data-from="{axis["left"]}" data-to="{axis["right"]}" style="position:absolute; left:{axis["left"]}%; top:{axis["top"]}%; height:{axis["bottom"] - axis["top"]}%; width:0; border-left:2px solid #d55e00; pointer-events:none"></div>'
-    across = f'<div class="at-{key}" data-up="{table}" data-from="{axis["floor"]}" data-to="{axis["ceiling"]}" style="position:absolute; top:{axis["floor"]}%; left:{axis["left"]}%; width:{axis["right"] - axis["left"]}%; height:0; border-top:2px dotted #d55e00; pointer-events:none"></div>'
+    x = axis
+    def line(data: str, place: str) -> str: return f'<div class="at-{key}" {data} style="position:absolute; {place}; pointer-events:none"></div>'
+    down = line(f'data-seconds="{seconds}" data-from="{x["left"]}" data-to="{x["right"]}"', f'left:{x["left"]}%; top:{x["top"]}%; height:{x["bottom"] - x["top"]}%; width:0; border-left:2px solid #d55e00')
+    across = line(f'data-up="{table}" data-from="{x["floor"]}" data-to="{x["ceiling"]}"', f'top:{x["floor"]}%; left:{x["left"]}%; width:{x["right"] - x["left"]}%; height:0; border-top:2px dotted #d55e00')
     wake = f"const v = document.querySelector('.film-{key}'); if (v && v.ontimeupdate) v.ontimeupdate()"
-    return f'<div style="position:relative; display:inline-block; line-height:0"><img src="{_data("image/png", png)}" alt="frames, attention and sound over one time axis" onload="{wake}">{line}{across}</div>'
+    return f'<div style="position:relative; display:inline-block; line-height:0"><img src="{_data("image/png", png)}" alt="frames, attention and sound over one time axis" onload="{wake}">{down}{across}</div>'
 
 
 def face_html(
@@ -510,7 +513,8 @@ def face_html(
     "One frame at a time, the one at the cursor: all of them lie side by side in one picture, of which a window is seen."
     row, raw, sharp = Image.fromarray(np.concatenate(list(frames), 1)), io.BytesIO(), min(side, 12000 // len(frames))
     row.resize((sharp * len(frames), sharp), Image.Resampling.BICUBIC).save(raw, "JPEG", quality=88)
-    return f'<div class="at-{key}" role="img" aria-label="heat on the face at the cursor" data-fps="{fps}" data-frames="{len(frames)}" style="width:{side}px; height:{side}px; background:url({_data("image/jpeg", raw.getvalue())}) 0 0 / {100 * len(frames)}% 100%"></div>'
+    style = f"width:{side}px; height:{side}px; background:url({_data('image/jpeg', raw.getvalue())}) 0 0 / {100 * len(frames)}% 100%"
+    return f'<div class="at-{key}" role="img" aria-label="heat on the face at the cursor" data-fps="{fps}" data-frames="{len(frames)}" style="{style}"></div>'
 
 # %% ../nbs/20c_saliency.ipynb #1d78e57b
 RAW, ROLLOUT, GRADIENT = "raw", "rollout", "gradient"  # ways of weighing
@@ -564,7 +568,8 @@ class AttentionPanel:
         self.words, self.saved, self.film, self.face, self.figure = (ipywidgets.HTML() for _ in range(5))
         self.heads = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none"))
         self.controls = (self.clip, self.window, self.model, self.way, self.layer, self.head, self.answer, self.reader, self.small)
-        self.view = ipywidgets.VBox([ipywidgets.HBox([ipywidgets.VBox([*self.controls, self.button, self.saved], layout=ipywidgets.Layout(width="300px")), self.film, self.face, self.heads]), self.words, self.figure])
+        left = ipywidgets.VBox([*self.controls, self.button, self.saved], layout=ipywidgets.Layout(width="300px", flex="0 0 auto"))
+        self.view = ipywidgets.VBox([ipywidgets.HBox([left, self.film, self.face, self.heads]), self.words, self.figure])
         self.drawing, self.shown = False, None
         self.windows()
         self.draw()
@@ -620,7 +625,8 @@ class AttentionPanel:
         with tempfile.TemporaryDirectory() as folder: return write_film(Path(folder, "film.mp4"), piece.frames, piece.wave, piece.fps).read_bytes()
 
     def _show_piece(self, piece: Piece) -> None:
-        self.axs, self.small_axs = show_piece(piece, new_panel()), plt.figure(figsize=(4.4, 3.2), layout=PlaceHolderLayoutEngine(True, True)).subplots(1, 2, gridspec_kw=dict(width_ratios=(1, 0.04), left=0.15, right=0.85, top=0.88, bottom=0.16, wspace=0.05))
+        self.axs, where = show_piece(piece, new_panel()), dict(width_ratios=(1, 0.04), left=0.15, right=0.85, top=0.88, bottom=0.16, wspace=0.05)
+        self.small_axs = plt.figure(figsize=(4.4, 3.2), layout=PlaceHolderLayoutEngine(True, True)).subplots(1, 2, gridspec_kw=where)
         for axs in (self.axs[0, 0], self.small_axs[0]): plt.close(axs.figure)  # they are shown here, and not at the end of a cell
         self.film.value, self.shown = film_html(self.film_of(self.clip.value, self.window.value), self.key), piece
 
@@ -643,14 +649,18 @@ class AttentionPanel:
     def _say(self, seen: Look, heat: Heat, table: Tensor) -> list[str]:
         "What stands under the controls."
         task, clip = self.store.task, self.clip.value
-        said = {c: f"{p:.0%}" for c, p in zip(task.classes, seen.said["logits"].softmax(0).tolist())} | {t: f"{v:.2f}" for t, v in zip(task.targets, seen.said["values"].tolist())}
+        said = {c: f"{p:.0%}" for c, p in zip(task.classes, seen.said["logits"].softmax(0).tolist())}
+        said |= {t: f"{v:.2f}" for t, v in zip(task.targets, seen.said["values"].tolist())}
         known = ", ".join(filter(None, [clip.emotion, *(f"{t} {v:g}" for t, v in zip(task.targets, clip.targets) if np.isfinite(v))])) or "not known"
         said[SAME] = f"{seen.said['match'].softmax(0)[1]:.0%}"
         out = [f"The model says: {', '.join(f'{k} {v}' for k, v in said.items())}. True: {known}."]
         if seen.grid == 1: out += ["This model has one token for each moment of the picture: the heat is of whole moments, not of places."]
-        if self.way.value == GRADIENT and not heat.places.any(): out += ["Nothing that the sound's own tokens read in this layer could make this answer larger; in the last layer the heads read [CLS] alone. Choose the reader [CLS], or an earlier layer."]
-        if self.way.value == ROLLOUT: out += [f"{table[READERS[self.reader.value]].sum(1).mean():.0%} of {self.reader.value} comes from the picture ({heat.cls:.0%} from the [CLS] of the picture, which is at no place), the rest from the sound."]
-        if self.way.value == RAW: out += [f"{heat.cls:.0%} of the reading goes to the [CLS] of the picture, which is at no place. Dotted: what each moment would get if all tokens were read alike."]
+        if self.way.value == GRADIENT and not heat.places.any():
+            out += ["Nothing that this reader read here could make the answer larger; in the last layer the heads read [CLS] alone. Choose the reader [CLS], or an earlier layer."]
+        if self.way.value == ROLLOUT:
+            out += [f"{table[READERS[self.reader.value]].sum(1).mean():.0%} of {self.reader.value} comes from the picture ({heat.cls:.0%} from the [CLS] of the picture, which is at no place), the rest from the sound."]
+        if self.way.value == RAW:
+            out += [f"{heat.cls:.0%} of the reading goes to the [CLS] of the picture, which is at no place. Dotted: what each moment would get if all tokens were read alike."]
         return out
 
     def save(
