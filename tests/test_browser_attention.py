@@ -1,25 +1,28 @@
 "The attention notebook in a real browser: every control moves the picture, and the clip that plays moves the cursor."
+import json
 import re
 
-from browser import lab  # noqa: F401
+from browser import ARTEFACTS
 
-CONTROLS = {"layer": "2", "head": "3", "reader": "the sound", "heads by": "place", "weighing": ("rollout", "gradient"), "answer": ("happy", "same clip", "valence"), "model": ("pretrained", "fine-tuned, teacher")}
+CONTROLS = {"layer": "2", "head": "3", "reader": "the sound", "maps by": "place", "weighing": ("rollout", "gradient"), "answer": ("happy", "same clip", "valence"), "model": ("pretrained", "fine-tuned, teacher")}
 FIGURE, HEADS, FACE, FILM = "img[alt^='frames, attention']", ".widget-image", "[aria-label^='heat on the face']", "video[aria-label='the clip']"
+
+CURSORS = "[...document.querySelectorAll('[class^=at-]')].map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))"
 
 
 def cursors(page):
     "Where the lines stand, and which part of the face's picture is seen."
-    return page.evaluate("[...document.querySelectorAll('[class^=at-]')].map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))")
+    return page.evaluate(CURSORS)
 
 
-def test_every_control_of_the_attention_notebook(lab, demo_run):  # noqa: F811
+def test_every_control_of_the_attention_notebook(lab, demo_run):
     with lab.open("nbs/attention.ipynb", run=str(demo_run), size=(1500, 1000)) as notebook:
         notebook.run(180)
         assert notebook.errors() == [] and notebook.not_run() == []
         page, figure = notebook.page, f".jupyter-widgets {FIGURE}"
         for words, options in CONTROLS.items():
             for option in [options] if isinstance(options, str) else options:
-                what = HEADS if words == "heads by" else figure
+                what = HEADS if words == "maps by" else figure
                 with notebook.changes(what): notebook.pick(words, option)
                 if words == "weighing" and option == "gradient":
                     with notebook.changes(figure): notebook.pick("reader", "[CLS]")
@@ -30,7 +33,7 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):  # noqa: F811
         windows = notebook.options("window")
         if len(windows) > 1:
             with notebook.changes(figure): notebook.pick("window", windows[-1])
-        assert all(re.fullmatch(r"\d+\.\d to \d+\.\d s", w) for w in windows)
+        assert all(re.fullmatch(r"\d+\.\d\sto\s\d+\.\d\ss", w) for w in windows), windows
 
         page.wait_for_function("v => document.querySelector(v).readyState >= 2", arg=FILM)
         heard = "v => { const e = document.querySelector(v); return [e.duration, e.videoWidth, e.webkitAudioDecodedByteCount ?? -1]; }"
@@ -38,13 +41,14 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):  # noqa: F811
         assert seconds > 0.5 and width == 256
         at_start = cursors(page)
         page.evaluate("([v, t]) => { document.querySelector(v).currentTime = t; }", [FILM, seconds / 2])
-        page.wait_for_function("was => JSON.stringify([...document.querySelectorAll('[class^=at-]')].map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))) !== was", arg=page.evaluate("x => JSON.stringify(x)", at_start))
+        page.wait_for_function(f"was => JSON.stringify({CURSORS}) !== was", arg=json.dumps(at_start, separators=(",", ":")))
         assert all(a != b for a, b in zip(at_start, cursors(page)))
         left = page.evaluate("parseFloat(document.querySelector('[data-seconds]').style.left)")
         line = page.evaluate("Object.assign({}, document.querySelector('[data-seconds]').dataset)")
         wanted = float(line["from"]) + (float(line["to"]) - float(line["from"])) * seconds / 2 / float(line["seconds"])
         assert abs(left - wanted) < 1  # percent of the picture
-        notebook.screenshot("attention_middle")
+        ARTEFACTS.mkdir(exist_ok=True)
+        page.locator(".widget-vbox", has=page.locator(FILM)).first.screenshot(path=ARTEFACTS / "attention_panel.png")
         with notebook.changes(figure): notebook.pick("weighing", "raw")
         page.wait_for_function("x => Math.abs(parseFloat(document.querySelector('[data-seconds]').style.left) - x) < 1", arg=wanted)  # the cursor stays where the film is
 
@@ -53,14 +57,14 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):  # noqa: F811
         _, _, decoded = page.evaluate(heard, FILM)
         assert decoded != 0  # bytes of sound; -1 where the browser does not tell
         notebook.press("save PNG, SVG, MP4")
-        notebook.wait_text(".mp4")
-        saved = {p.name for p in (demo_run / "figures").glob("attention_*")}
-        assert {".png", ".svg", ".mp4"} <= {p[-4:] for p in saved}
+        notebook.wait_text("_raw.mp4")
+        saved = {p.name[-8:] for p in (demo_run / "figures").glob("attention_*_raw*")}
+        assert {"_raw.png", "_raw.svg", "_raw.mp4"} <= saved
         assert notebook.errors() == []
         notebook.screenshot("attention")
 
 
-def test_what_cannot_be_shown_is_a_sentence(lab, demo_run, tmp_path):  # noqa: F811
+def test_what_cannot_be_shown_is_a_sentence(lab, demo_run, tmp_path):
     with lab.open("nbs/attention.ipynb", run=str(tmp_path)) as notebook:
         notebook.run(120)
         assert "keeps no run to look at" in notebook.text() and "Traceback" not in notebook.text()

@@ -8,7 +8,7 @@ __all__ = ['show_confusion', 'head_scores', 'alignment_order', 'show_alignment',
 
 # %% ../nbs/20_explore.ipynb #a008690a
 from collections.abc import Sequence
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import NullLocator, PercentFormatter

@@ -563,7 +563,7 @@ class AttentionPanel:
         self.model, self.way = menu("model", list(models)), menu("weighing", [RAW, ROLLOUT, GRADIENT])
         self.layer, self.head = menu("layer", [("all", None)]), menu("head", [("mean", None)])
         self.answer, self.reader = menu("answer", [TOLD, *store.task.classes, *store.task.targets, SAME]), menu("reader", list(READERS))
-        self.small = menu("heads by", ["time", "place"])
+        self.small = menu("maps by", ["time", "place"])
         self.button = ipywidgets.Button(description="save PNG, SVG, MP4", layout=ipywidgets.Layout(width="auto", margin="4px 2px 2px 66px"))
         self.words, self.saved, self.film, self.face, self.figure = (ipywidgets.HTML() for _ in range(5))
         self.heads = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none"))
