@@ -38,6 +38,7 @@ from .ensemble import *
 from .baseline import *
 from .explore import *
 from .windows import *
+from .saliency import *
 from .experiment import *
 from .snapshots import *
 

@@ -106,6 +106,7 @@ def write_atomically(
 # %% ../nbs/00_core.ipynb #b3b8a46b
 class ParameterError(ValueError):
     "A recipe or a notebook parameter that cannot be right; the message names the nearest that could."
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]  # a notebook shows the sentence alone
 
 
 def _literal(s: str) -> Any:
