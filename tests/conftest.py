@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from browser import lab  # noqa: F401
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -145,7 +145,8 @@ class SoundStem(nn.Module):
         super().__init__()
         self.groups = groups
         self.convs = nn.ModuleList(nn.Conv2d(before, c, 3, stride=2, padding=1) for before, c in zip((1, *channels), channels))
-        self.scales = nn.ParameterList(nn.Parameter(torch.stack([torch.ones(c), torch.zeros(c)])) for c in channels)
+        self.gains = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(c)) for c in channels)
 
     def forward(
         self,
@@ -153,7 +154,7 @@ class SoundStem(nn.Module):
         mask: Tensor,  # [B, T] bool
     ) -> Tensor:  # [B, C, F / 2^n, T / 2^n]
         x = mel[:, None]
-        for conv, scale in zip(self.convs, self.scales):
+        for conv, gain, shift in zip(self.convs, self.gains, self.shifts):
             x, mask = conv(x), mask[:, ::2]
             x = x * mask[:, None, None]
             channels, count = x.shape[1] // self.groups, (mask.sum(1) * x.shape[1] // self.groups * x.shape[2]).clamp(min=1)[:, None]
@@ -161,8 +162,8 @@ class SoundStem(nn.Module):
             mean = group(x)
             spread = (group(x * x) - mean ** 2).clamp(min=0)
             factor, mean = (v.repeat_interleave(channels, 1) for v in ((spread + 1e-5).rsqrt(), mean))  # [B, C]
-            factor = factor * scale[0]
-            x = nn.functional.gelu(x * factor[..., None, None] + (scale[1] - mean * factor)[..., None, None]) * mask[:, None, None]
+            factor = factor * gain
+            x = nn.functional.gelu(x * factor[..., None, None] + (shift - mean * factor)[..., None, None]) * mask[:, None, None]
         return x
 
 # %% ../nbs/10_encoders.ipynb #b6357c76

@@ -22,7 +22,7 @@ from .augment import Augment
 from .core import Clip, ParameterError
 from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
-from .inference import HEADS, Predictions, main_score, predict, score, truth, under
+from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth, under
 from .loading import hold_out, make_loader
 from .model import SIZES, VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
@@ -245,7 +245,7 @@ def validation(
         found = predict_clips(model, data, valid, recipe, accelerator)
         best = score(found, data.task)
         name = main_score(best, data.task)
-        kind = "f1" if name == "combined" else name
+        kind = plain_score(name)
         losses = head_losses({h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS}, y, t, model.heads["fusion"].std.cpu())
         return {name: best[name]} | {f"{h} {kind}": score(found, data.task, h)[kind] for h in HEADS} | {f"{h} loss": float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS}
     return judge
