@@ -18,7 +18,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vat_nb.audit.AuditPanel.listed': ('audit.html#auditpanel.listed', 'vat_nb/audit.py'),
                               'vat_nb.audit.AuditPanel.row': ('audit.html#auditpanel.row', 'vat_nb/audit.py'),
                               'vat_nb.audit.AuditPanel.table': ('audit.html#auditpanel.table', 'vat_nb/audit.py'),
-                              'vat_nb.audit.audit': ('audit.html#audit', 'vat_nb/audit.py'),
+                              'vat_nb.audit.audit_clips': ('audit.html#audit_clips', 'vat_nb/audit.py'),
                               'vat_nb.audit.contrast_rank': ('audit.html#contrast_rank', 'vat_nb/audit.py'),
                               'vat_nb.audit.lag_correlations': ('audit.html#lag_correlations', 'vat_nb/audit.py'),
                               'vat_nb.audit.lip_sync': ('audit.html#lip_sync', 'vat_nb/audit.py'),

@@ -38,5 +38,7 @@ from .baseline import *
 from .explore import *
 from .experiment import *
 from .snapshots import *
+from .similarity import *
+from .audit import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['WITNESSES', 'VERDICT', 'spoil', 'loudness', 'small_pictures', 'lag_correlations', 'lip_sync', 'suspicion',
-           'contrast_rank', 'audit', 'witness_areas', 'show_witnesses', 'save_weights', 'read_weights', 'AuditPanel']
+           'contrast_rank', 'audit_clips', 'witness_areas', 'show_witnesses', 'save_weights', 'read_weights',
+           'AuditPanel']
 
 # %% ../nbs/22c_audit.ipynb #a48b812e
 import html, io, math, shutil
@@ -143,7 +144,7 @@ def contrast_rank(
     return ((sim > own[:, None]).sum(1) + (sim > own).sum(0)) / (2 * (len(v) - 1)) if len(v) > 1 else np.full(len(v), np.nan)
 
 # %% ../nbs/22c_audit.ipynb #0da89b7b
-def audit(
+def audit_clips(
     model: VAT | Snapshot,  # student or teacher, best as pretraining left it; or what it said of these clips already
     store: Store,
     clips: list[Clip],  # those without picture or sound are left out
@@ -164,7 +165,7 @@ def audit(
 
 # %% ../nbs/22c_audit.ipynb #cc63cc4f
 def witness_areas(
-    table: pd.DataFrame,  # of `audit`
+    table: pd.DataFrame,  # of `audit_clips`
     kind: pd.Series,  # by id: "swapped", "shifted" or ""
     draws: int = 1000,  # of the bootstrap
 ) -> pd.DataFrame:  # kind, witness, area, low, high, clips (spoilt ones)
@@ -267,7 +268,7 @@ class AuditPanel:
         if key not in self.tables:
             clips = self.looks.clips(part)
             if part not in self.syncs: self.syncs[part] = lip_sync(self.looks.store, clips)
-            self.tables[key] = audit(self.looks.at(part, (self.stage.value, -1), self.who.value), self.looks.store, clips, sync=self.syncs[part])
+            self.tables[key] = audit_clips(self.looks.at(part, (self.stage.value, -1), self.who.value), self.looks.store, clips, sync=self.syncs[part])
         return self.tables[key]
 
     def listed(self) -> pd.DataFrame:
