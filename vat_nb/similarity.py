@@ -166,9 +166,10 @@ def mark_groups(ax: Axes, groups: Sequence[str]) -> None:
     ax.set_xticks(middle if whole else [], names if whole else [], rotation=45, ha="right", rotation_mode="anchor")
     ax.set_yticks(middle if whole else [], names if whole else [])
     ax.tick_params(length=0, pad=9)
+    ax.xaxis.labelpad = ax.yaxis.labelpad = 4 if whole else 14
     if not whole and len(colours) <= 12:
         ax.legend(handles=[plt.Line2D([], [], marker="s", linestyle="", color=c, label=g) for g, c in colours.items()], fontsize="x-small", frameon=False,
-                  loc="upper center", bbox_to_anchor=(0.5, -0.1), ncol=4, handletextpad=0.1, columnspacing=0.8)
+                  loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=4, handletextpad=0.1, columnspacing=0.8)
 
 # %% ../nbs/22b_similarity.ipynb #57f0d6cd
 @torch.no_grad()
@@ -476,7 +477,7 @@ class AlignmentPanel:
         self.number = w.IntSlider(MATCHED, 1, MATCHED, description="number of clips", continuous_update=False, **wide)
         self.order = w.Dropdown(options=ORDERS, description="order", **wide)
         self.negatives = w.IntSlider(10, 0, 60, description="hard negatives", continuous_update=False, **wide)
-        self.colour = w.Dropdown(options={"cosine": "cosine", "softmax over the sounds": "softmax"}, description="colour", **wide)
+        self.colour = w.Dropdown(options={"cosine": "cosine", "softmax over the sounds": "softmax"}, description="cells show", **wide)
         self.temperature = w.FloatLogSlider(0.07, min=-3, max=math.log10(0.5), step=0.05, readout_format=".3f", description="temperature", continuous_update=False, **wide)
         self.matched = tick("matching head beside it")
         self.picture, self.words, self.said = ClickImage(words="video-to-audio matrix; the menus below choose a cell too"), w.HTML(), w.HTML()
@@ -556,7 +557,7 @@ class AlignmentPanel:
         chosen = (self.video.value, self.audio.value) if min(self.video.value, self.audio.value) >= 0 else None
         how = dict(groups=groups, outlined=hard_pairs(s.v, s.a, self.temperature.value, self.negatives.value), chosen=chosen)
         title = f"{self.moment.label}, {'before training' if s.stage == 'start' else self.who.value}"
-        if self.colour.value == "cosine": show_similarity(sim, label="cosine of video and audio", vmin=-1, vmax=1, title=title, ax=axs[0], **how)
+        if self.colour.value == "cosine": show_similarity(sim, title=title, ax=axs[0], **how)
         else: show_similarity(softmax(sim / self.temperature.value, 1), label="share of the row", title=title, ax=axs[0], **how)
         if self.matched.value:
             try: show_similarity(self.matching(rows), label="probability of 'same clip'", vmin=0, vmax=1, title="matching head", ax=axs[1], **how)
