@@ -41,5 +41,7 @@ from .windows import *
 from .saliency import *
 from .experiment import *
 from .snapshots import *
+from .similarity import *
+from .audit import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export
