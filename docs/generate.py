@@ -48,8 +48,8 @@ def fence(code, language="python", title=""):
 
 
 def notebook_page(name):
-    "A notebook as a page; returns the path of its first figure, if it keeps any."
-    module, first, parts = next((m for m, n in MODULES.items() if n == name), None), None, []
+    "A notebook as a page; returns the path of its richest figure, if it keeps any."
+    module, figures, parts = next((m for m, n in MODULES.items() if n == name), None), {}, []
     for i, cell in enumerate(NBS[name]):
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown": parts.append(formulas(places(source)))
@@ -61,15 +61,15 @@ def notebook_page(name):
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
-                path = f"notebooks/{name}/{i}_{j}.png"
-                write(path, base64.b64decode("".join(data["image/png"])), "wb")
+                path, png = f"notebooks/{name}/{i}_{j}.png", base64.b64decode("".join(data["image/png"]))
+                write(path, png, "wb")
                 parts.append(f"![Figure of {name}, cell {i}](../{path})")
-                first = first or path
+                figures[path] = len(png)
             elif "text/plain" in data: parts.append(fence("".join(data["text/plain"]), "text"))
     where = f"Notebook `nbs/{name}.ipynb`" + (f" · defines [`vat_nb.{module}`](../reference/{module}.md)" if module else " · you run it: `make lab`, or with papermill")
     parts.insert(1, f"<small>{where}</small>")
     write(f"notebooks/{name}.md", "\n\n".join(parts))
-    return first
+    return max(figures, key=figures.get, default=None)
 
 
 def notebooks_index(figures):
@@ -89,8 +89,9 @@ def shown(node, lines):
     inside = node.body[1:] if isinstance(node, ast.ClassDef) else []
     fields = [b for b in inside if isinstance(b, ast.AnnAssign)]
     if fields: return "\n".join([lines[node.lineno - 1], *(line for b in fields for line in lines[b.lineno - 1:b.end_lineno])])
-    first = node.body[0]
-    return lines[node.lineno - 1].split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
+    first, own = node.body[0], lines[node.lineno - 1]
+    written = own.split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
+    return re.sub(r"\n\s+self,$|self, |\bself\b(?=\))", "", written, flags=re.M)
 
 
 def plain(code):
@@ -146,7 +147,7 @@ def settings_page():
     text = (TOP / "settings.ini").read_text(encoding="utf-8")
     out, said = ["# Recipes", "`settings.ini` holds a recipe for each dataset. Whatever stands in `[DEFAULT]` can be changed there, or given to a notebook: `-p epochs 40`. This page is made from the file.",
                  "## All values {#values}", "| name | default | meaning |\n|---|---|---|"], []
-    for line in text.split("[DEFAULT]")[1].split("\n[")[0].splitlines():
+    for line in text.split("\n[DEFAULT]\n")[1].split("\n[")[0].splitlines():
         if line.startswith("#"): said = [*said, line[1:].strip()] if isinstance(said, list) else [line[1:].strip()]
         elif m := re.match(r"(\w+) = (.*)", line):
             out[-1] += f'\n| <span id="{m[1]}">`{m[1]}`</span> | `{m[2]}` | {" ".join(said) if isinstance(said, list) else "(as above)"} |'
