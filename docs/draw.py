@@ -49,10 +49,10 @@ PATTERNS = {
 def show_patterns(names, columns=3):  # names of PATTERNS
     "Draw alignment matrices of made-up clips, each with how often a video finds its sound."
     rows = -(-len(names) // columns)
-    fig, axs = plt.subplots(rows, columns, figsize=(4.4 * columns, 3.5 * rows), layout="constrained", squeeze=False)
+    fig, axs = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
     for name, ax in zip(names, axs.flat):
         p = made_up(PATTERNS[name])
-        show_alignment(p, TASK, f"{name}: recall at 1 is {recall_at(p.v @ p.a.T, 1)['video->audio']:.2f}", ax=ax)
+        show_alignment(p, TASK, f"{name}: recall at 1 is {recall_at(p.v @ p.a.T, 1)['video->audio']:.2f}", ax=ax).images[0].colorbar.set_label("cosine")
     return axs
 
 

@@ -13,7 +13,8 @@ from latex2mathml.converter import convert
 TOP = Path(__file__).resolve().parents[1]
 NBS = {p.stem: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted((TOP / "nbs").glob("*.ipynb")) if p.stem != "index"}
 MODULES = {m[1]: n for n, cells in NBS.items() for c in cells if (m := re.match(r"#\|\s*default_exp (\w+)", "".join(c["source"])))}  # module -> its notebook
-NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], [n for n in NBS if not n[0].isdigit()]
+FIRST = ["train", "preprocess", "alignment", "attention", "predict", "crossval"]
+NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], sorted((n for n in NBS if not n[0].isdigit()), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
 
 
 def write(path, text, mode="w"):
@@ -145,13 +146,15 @@ def reference_index():
 def settings_page():
     "settings.ini as two tables: what exists, and what each dataset has of its own."
     text = (TOP / "settings.ini").read_text(encoding="utf-8")
-    out, said = ["# Recipes", "`settings.ini` holds a recipe for each dataset. Whatever stands in `[DEFAULT]` can be changed there, or given to a notebook: `-p epochs 40`. This page is made from the file.",
-                 "## All values {#values}", "| name | default | meaning |\n|---|---|---|"], []
+    groups: list[tuple[list[str], list[str]]] = []  # comments, and the values below them
     for line in text.split("\n[DEFAULT]\n")[1].split("\n[")[0].splitlines():
-        if line.startswith("#"): said = [*said, line[1:].strip()] if isinstance(said, list) else [line[1:].strip()]
-        elif m := re.match(r"(\w+) = (.*)", line):
-            out[-1] += f'\n| <span id="{m[1]}">`{m[1]}`</span> | `{m[2]}` | {" ".join(said) if isinstance(said, list) else "(as above)"} |'
-            said = ""
+        if line.startswith("#"):
+            if not groups or groups[-1][1]: groups.append(([], []))
+            groups[-1][0].append(line[1:].strip())
+        elif m := re.match(r"(\w+) = .*", line): groups[-1][1].append(f'<span id="{m[1]}">`{line}`</span>')
+    rows = [f"| {'<br>'.join(values)} | {html.escape(' '.join(said), quote=False).replace('|', '&#124;')} |" for said, values in groups]
+    out = ["# Recipes", "`settings.ini` holds a recipe for each dataset. Whatever stands in `[DEFAULT]` can be changed there, or given to a notebook: `-p epochs 40`. This page is made from the file.",
+           "## All values {#values}", "\n".join(["| name and default | meaning |", "|---|---|", *rows])]
     ini = configparser.ConfigParser(default_section="", interpolation=None)
     ini.read_string(text)
     out += ["## Of each dataset {#datasets}", "Only what differs from the defaults."]

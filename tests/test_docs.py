@@ -86,7 +86,7 @@ def test_every_notebook_is_a_page_with_its_figures(site):
     for path in (PROJECT / "nbs").glob("*.ipynb"):
         if path.stem == "index": continue
         kept = sum("image/png" in o.get("data", {}) for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", []))
-        assert (site / "notebooks" / f"{path.stem}.html").read_text().count(f'src="../notebooks/{path.stem}/') + (site / "notebooks" / f"{path.stem}.html").read_text().count(f'src="{path.stem}/') == kept, path.stem
+        assert len(re.findall(rf'src="(?:\.\./notebooks/)?{path.stem}/', (site / "notebooks" / f"{path.stem}.html").read_text())) == kept, path.stem
     text = (site / "notebooks/12_align.html").read_text()
     assert "<math" in text and "$" not in re.sub(r"<(pre|code).*?</\1>|<script.*?</script>", "", text, flags=re.S), "a formula stayed as it was typed"
 
@@ -132,7 +132,7 @@ def test_python_of_my_own_data_runs(tmp_path):
     from vat_nb.synth import plan_demo, render
     page, = (c for p, c in blocks("python") if p == "howto/own_data.md")
     listed, = (c for p, c in blocks("csv") if p == "howto/own_data.md")
-    (tmp_path / "mine/clips").mkdir(parents=True)
+    for folder in ("mine/clips", "train"): (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "mine/manifest.csv").write_text(listed)
     plan = plan_demo(sizes=dict(train=1), people=dict(train=1))[0]
     render(tmp_path, plan)
@@ -200,7 +200,7 @@ def test_commands_of_the_pages_are_real(own_sections):
         while words and re.fullmatch(r"[A-Z_]+=.*", words[0]): words = words[1:]  # VARIABLE=value before a command
         if words and words[0].startswith(".venv/bin/"):
             program = words[0].removeprefix(".venv/bin/")
-            assert (Path(sys.executable).parent / program).exists(), f"{page}: no program {program}"
+            assert program == "pip" or (Path(sys.executable).parent / program).exists(), f"{page}: no program {program}"  # pip comes with a venv that is made by hand
         if words[:1] == ["make"] and len(words) > 1:
             assert words[1] in targets, f"{page}: no target {words[1]}"
             given = dict(w.split("=", 1) for w in words[2:] if "=" in w)
