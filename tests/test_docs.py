@@ -16,6 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
+from browser import ARTEFACTS, FLAGS, find_chromium
 from conftest import PROJECT
 
 DOCS = PROJECT / "docs"
@@ -32,8 +33,7 @@ def blocks(language):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The site, built as `make docs` does."
-    for name in ("material", "mkdocs_gen_files", "literate_nav", "latex2mathml"):
-        pytest.importorskip("mkdocs_literate_nav" if name == "literate_nav" else name, reason='the site is not built: pip install "vat_nb[docs]"')
+    for name in ("material", "mkdocs_gen_files", "mkdocs_literate_nav", "latex2mathml"): pytest.importorskip(name, reason='the site is not built: pip install "vat_nb[docs]"')
     folder = tmp_path_factory.mktemp("site")
     quiet = dict(NO_MKDOCS_2_WARNING="1", DISABLE_MKDOCS_2_WARNING="true")
     built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder], cwd=PROJECT, env=os.environ | quiet, capture_output=True, text=True)
@@ -261,23 +261,21 @@ def test_patterns_are_what_the_page_says():
     axs.flat[0].figure.clear()
 
 
-@pytest.fixture(scope="session")
-def chromium():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="no browser test: pip install playwright")
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if not program: pytest.skip("no browser test: apt-get install chromium")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync".split()
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=program, args=flags)
-        yield browser
+@pytest.fixture
+def page():
+    "A tab of a browser as wide as a laptop."
+    program = find_chromium()
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=program, args=FLAGS)
+        yield browser.new_page(viewport=dict(width=1366, height=768))
         browser.close()
 
 
-def test_every_page_opens_in_a_browser(site, chromium):
+def test_every_page_opens_in_a_browser(site, page):
     "Straight from the disk, as a reader opens it: no error, no failed request, none to the outside, nothing empty; screenshots into artefacts/docs."
-    shots, trouble = PROJECT / "artefacts" / "docs", []
+    shots, trouble = ARTEFACTS / "docs", []
     shutil.rmtree(shots, ignore_errors=True)
-    page = chromium.new_page(viewport=dict(width=1366, height=768))
     page.on("console", lambda m: m.type == "error" and trouble.append((page.url, m.text)))
     page.on("pageerror", lambda e: trouble.append((page.url, str(e))))
     page.on("requestfailed", lambda r: trouble.append((page.url, f"failed: {r.url}")))
@@ -296,4 +294,3 @@ def test_every_page_opens_in_a_browser(site, chromium):
     page.wait_for_selector(".md-search-result__item", timeout=20000)
     page.screenshot(path=shots / "search.png")
     assert not trouble, trouble[:10]
-    page.close()
