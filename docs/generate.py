@@ -1,4 +1,4 @@
-"What mkdocs adds to the pages of docs/ (plugin gen-files): every notebook as a page, the reference of every module, the recipes, the order of all pages."
+"What mkdocs adds to the pages of docs/ (it calls `on_config` and `on_files`): every notebook as a page, the reference of every module, the recipes; and the order of all."
 import ast
 import base64
 import configparser
@@ -7,8 +7,8 @@ import json
 import re
 from pathlib import Path
 
-import mkdocs_gen_files as site
 from latex2mathml.converter import convert
+from mkdocs.structure.files import File
 
 TOP = Path(__file__).resolve().parents[1]
 NBS = {p.stem: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted((TOP / "nbs").glob("*.ipynb")) if p.stem != "index"}
@@ -17,8 +17,7 @@ FIRST = ["train", "preprocess", "alignment", "attention", "predict", "crossval"]
 NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], sorted((n for n in NBS if not n[0].isdigit()), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
 
 
-def write(path, text, mode="w"):
-    with site.open(path, mode) as f: f.write(text)
+MADE = {}  # path of a page or picture -> what it holds
 
 
 def head(name):
@@ -48,6 +47,11 @@ def fence(code, language="python", title=""):
     return f"{ticks}{language}{f' title={chr(34)}{title}{chr(34)}' if title else ''}\n{code.rstrip()}\n{ticks}\n"
 
 
+def folded(code):
+    "Imports, which nobody needs to see first."
+    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code), flags=re.M)
+
+
 def notebook_page(name):
     "A notebook as a page; returns the path of its richest figure, if it keeps any."
     module, figures, parts = next((m for m, n in MODULES.items() if n == name), None), {}, []
@@ -58,18 +62,18 @@ def notebook_page(name):
             exported = re.match(r"#\|\s*export\b", source)
             code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
             title = f"vat_nb/{module}.py" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
-            if code.strip(): parts.append(fence(code, title=title))
+            if code.strip(): parts.append(folded(code) if code.startswith(("import ", "from ")) else fence(code, title=title))
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
                 path, png = f"notebooks/{name}/{i}_{j}.png", base64.b64decode("".join(data["image/png"]))
-                write(path, png, "wb")
+                MADE[path] = png
                 parts.append(f"![Figure of {name}, cell {i}](../{path})")
                 figures[path] = len(png)
             elif "text/plain" in data: parts.append(fence("".join(data["text/plain"]), "text"))
     where = f"Notebook `nbs/{name}.ipynb`" + (f" · defines [`vat_nb.{module}`](../reference/{module}.md)" if module else " · you run it: `make lab`, or with papermill")
     parts.insert(1, f"<small>{where}</small>")
-    write(f"notebooks/{name}.md", "\n\n".join(parts))
+    MADE[f"notebooks/{name}.md"] = "\n\n".join(parts)
     return max(figures, key=figures.get, default=None)
 
 
@@ -78,11 +82,11 @@ def notebooks_index(figures):
     row = lambda n: f"| {n.split('_')[0] if n[0].isdigit() else ''} | [{head(n)[0]}]({n}.md) | {places(head(n)[1])} |"
     table = lambda names: "\n".join(["| | notebook | what it tells |", "|---|---|---|", *map(row, names)])
     cards = [f'<a class="card" href="{n}.html"><img src="../{f}" alt="" loading="lazy"><span>{html.escape(head(n)[0])}</span></a>' for n, f in figures.items() if f]
-    write("notebooks/index.md", "\n\n".join([
+    MADE["notebooks/index.md"] = "\n\n".join([
         "# Notebooks", "Each idea has a notebook: a little code, why it is so, a figure, a check. The numbers are the reading order; a notebook uses only those before it. "
         "`make lab` opens them in JupyterLab.", f'<div class="cards">{"".join(cards)}</div>',
         "## To run {#run}", "These take parameters, train or draw, and write into `runs/<dataset>`.", table(RUN),
-        "## To read {#read}", "In a hurry: [Synth](06_synth.md), [Align](12_align.md), [Match](13_match.md), [Model](11_model.md), then [Train](train.md).", table(NUMBERED)]))
+        "## To read {#read}", "In a hurry: [Synth](06_synth.md), [Align](12_align.md), [Match](13_match.md), [Model](11_model.md), then [Train](train.md).", table(NUMBERED)])
 
 
 def shown(node, lines):
@@ -123,7 +127,7 @@ def reference_page(module, names):
     public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), []) if module != "all" else []
     say = lambda node: linked(html.escape(ast.get_docstring(node) or "", quote=False), names, here)
     out = [f"# vat_nb.{module}", linked(ast.get_docstring(tree) or "", names, here), f"Defined and explained in [{MODULES[module]}](../notebooks/{MODULES[module]}.md)."]
-    values = [lines[n.lineno - 1] for n in tree.body if isinstance(n, ast.Assign) for t in n.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t]) if getattr(e, "id", "") in public]
+    values = ["\n".join(lines[n.lineno - 1:n.end_lineno]) for n in tree.body if isinstance(n, ast.Assign) for t in n.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t]) if getattr(e, "id", "") in public]
     if values: out += ["## Values {#values}", fence("\n".join(dict.fromkeys(values)))]
     for node in tree.body:
         if not documented(node) or node.name not in public: continue
@@ -134,13 +138,13 @@ def reference_page(module, names):
         for m in methods:
             if m.name[0] == "_" and m.name != "__call__": continue
             out += [f"### {node.name}.{m.name} {{#{node.name}.{m.name}}}", say(m), fence(plain(shown(m, lines)))]
-    write(f"reference/{module}.md", "\n\n".join(out))
+    MADE[f"reference/{module}.md"] = "\n\n".join(out)
 
 
 def reference_index():
     rows = [f"| [`vat_nb.{m}`]({m}.md) | {head(n)[1]} |" for m, n in MODULES.items()]
-    write("reference/index.md", "\n".join(["# Reference", "", "One page per module, made from the docstrings and from the comment beside each parameter. `from vat_nb.all import *` brings every name; "
-        "what can be passed with `-p` is under [recipes](settings.md).", "", "| module | what it holds |", "|---|---|", *rows]))
+    MADE["reference/index.md"] = "\n".join(["# Reference", "", "One page per module, made from the docstrings and from the comment beside each parameter. `from vat_nb.all import *` brings every name; "
+        "what can be passed with `-p` is under [recipes](settings.md).", "", "| module | what it holds |", "|---|---|", *rows])
 
 
 def settings_page():
@@ -159,31 +163,32 @@ def settings_page():
     ini.read_string(text)
     out += ["## Of each dataset {#datasets}", "Only what differs from the defaults."]
     for name in ini.sections()[1:]: out.append(fence("\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in ini.items(name))]), "ini"))
-    write("reference/settings.md", "\n\n".join(out))
-
-
-def title_of(path):
-    return (TOP / "docs" / path).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+    MADE["reference/settings.md"] = "\n\n".join(out)
 
 
 def order():
     "The order of the pages, found from what is there."
     here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "alignment_matrix"]
     found = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
-    entry = lambda n: f"        * [{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}](notebooks/{n}.md)"
-    write("SUMMARY.md", "\n".join([
-        "* Start", f"    * [{title_of('index.md')}](index.md)", f"    * [{title_of('start.md')}](start.md)",
-        "* How to", *(f"    * [{title_of(f'howto/{n}.md')}](howto/{n}.md)" for n in found),
-        "* Notebooks", "    * [All](notebooks/index.md)", "    * To run", *map(entry, RUN), "    * To read", *map(entry, NUMBERED),
-        "* Reference", "    * [Modules](reference/index.md)", "    * [Recipes](reference/settings.md)", "    * Module by module", *(f"        * [{m}](reference/{m}.md)" for m in MODULES),
-        "* Background", *(f"    * [{title_of(f'{n}.md')}]({n}.md)" for n in ("claims", "glossary")),
-        f"* [{title_of('faults.md')}](faults.md)"]))
+    entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
+    return [
+        {"Start": ["index.md", "start.md"]}, {"How to": [f"howto/{n}.md" for n in found]},
+        {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, {"To read": [*map(entry, NUMBERED)]}]},
+        {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
+        {"Background": ["claims.md", "glossary.md"]}, "faults.md"]
 
 
-for path in (TOP / "figures").iterdir(): write(f"figures/{path.name}", path.read_bytes(), "wb")
-notebooks_index({name: notebook_page(name) for name in NBS})
-names = known_names()
-for module in MODULES: reference_page(module, names)
-reference_index()
-settings_page()
-order()
+def on_config(config):
+    "Say the order of the pages; also watched by `mkdocs serve`."
+    config.nav = order()
+
+
+def on_files(files, config):
+    "Add what is made."
+    for path in (TOP / "figures").iterdir(): MADE[f"figures/{path.name}"] = path.read_bytes()
+    notebooks_index({name: notebook_page(name) for name in NBS})
+    names = known_names()
+    for module in MODULES: reference_page(module, names)
+    reference_index()
+    settings_page()
+    for path, content in MADE.items(): files.append(File.generated(config, path, content=content))

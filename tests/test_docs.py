@@ -33,7 +33,7 @@ def blocks(language):
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The site, built as `make docs` does."
-    for name in ("material", "mkdocs_gen_files", "mkdocs_literate_nav", "latex2mathml"): pytest.importorskip(name, reason='the site is not built: pip install "vat_nb[docs]"')
+    for name in ("material", "latex2mathml"): pytest.importorskip(name, reason='the site is not built: pip install "vat_nb[docs]"')
     folder = tmp_path_factory.mktemp("site")
     quiet = dict(NO_MKDOCS_2_WARNING="1", DISABLE_MKDOCS_2_WARNING="true")
     built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder], cwd=PROJECT, env=os.environ | quiet, capture_output=True, text=True)
