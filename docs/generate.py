@@ -62,7 +62,10 @@ def notebook_page(name):
             exported = re.match(r"#\|\s*export\b", source)
             code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
             title = f"vat_nb/{module}.py" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
-            if code.strip(): parts.append(folded(code) if code.startswith(("import ", "from ")) else fence(code, title=title))
+            if not code.strip(): continue
+            if not code.startswith(("import ", "from ")): parts.append(fence(code, title=title))
+            elif parts[-1].startswith("???"): parts[-1] = folded(imports := f"{imports}\n\n{code}")
+            else: parts.append(folded(imports := code))
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
@@ -174,7 +177,7 @@ def order():
     return [
         {"Start": ["index.md", "start.md"]}, {"How to": [f"howto/{n}.md" for n in found]},
         {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, {"To read": [*map(entry, NUMBERED)]}]},
-        {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
+        {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Data and layouts": "data.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
         {"Background": ["claims.md", "glossary.md"]}, "faults.md"]
 
 
@@ -185,6 +188,7 @@ def on_config(config):
 
 def on_files(files, config):
     "Add what is made."
+    MADE["data.md"] = (TOP / "data/README.md").read_text(encoding="utf-8")
     for path in (TOP / "figures").iterdir(): MADE[f"figures/{path.name}"] = path.read_bytes()
     notebooks_index({name: notebook_page(name) for name in NBS})
     names = known_names()

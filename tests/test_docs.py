@@ -20,7 +20,7 @@ from browser import ARTEFACTS, FLAGS, find_chromium
 from conftest import PROJECT
 
 DOCS = PROJECT / "docs"
-PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))}
+PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))} | {"data.md": (PROJECT / "data/README.md").read_text(encoding="utf-8")}
 ELSEWHERE = {"dask_jobqueue"}  # imports of the pages that are no dependency here
 
 
@@ -207,7 +207,7 @@ def test_commands_of_the_pages_are_real(own_sections):
             assert set(given) <= {"DATASET", "P"}, f"{page}: {words}"
             if (PROJECT / "nbs" / f"{words[1]}.ipynb").is_file():
                 flat = shlex.split(given.get("P", ""))
-                if flat == ["-p", "name", "value", "..."] or given.get("DATASET") == "NAME": continue
+                if flat == ["-p", "name", "value", "..."] or given.get("DATASET") in ("NAME", "..."): continue
                 check_given(page, given.get("DATASET", "demo"), words[1], list(zip(flat[1::3], flat[2::3])), own_sections)
                 checked += 1
         elif words[:1] == [".venv/bin/papermill"]:
