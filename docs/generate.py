@@ -13,7 +13,7 @@ from mkdocs.structure.files import File
 TOP = Path(__file__).resolve().parents[1]
 NBS = {p.stem: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted((TOP / "nbs").glob("*.ipynb")) if p.stem != "index"}
 MODULES = {m[1]: n for n, cells in NBS.items() for c in cells if (m := re.match(r"#\|\s*default_exp (\w+)", "".join(c["source"])))}  # module -> its notebook
-FIRST = ["train", "preprocess", "alignment", "attention", "predict", "crossval"]
+FIRST = ["train", "preprocess", "alignment", "attention", "predict", "audit", "crossval"]  # notebooks to run, most wanted first; others follow
 NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], sorted((n for n in NBS if not n[0].isdigit()), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
 
 
@@ -171,7 +171,7 @@ def settings_page():
 
 def order():
     "The order of the pages, found from what is there."
-    here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "alignment_matrix"]
+    here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "look", "alignment_matrix"]
     found = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
     entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
     return [
@@ -184,6 +184,12 @@ def order():
 def on_config(config):
     "Say the order of the pages; also watched by `mkdocs serve`."
     config.nav = order()
+
+
+def on_page_markdown(markdown, page, config, files):
+    "On a page that is written by hand, the path of a notebook leads to its page."
+    up = "../" * page.file.src_uri.count("/")
+    return markdown if page.file.src_uri.startswith("notebooks/") else re.sub(r"(?<!\[)`nbs/(\w+)\.ipynb`", lambda m: f"[{m[0]}]({up}notebooks/{m[1]}.md)" if m[1] in NBS else m[0], markdown)
 
 
 def on_files(files, config):
