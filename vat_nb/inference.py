@@ -18,6 +18,7 @@ import numpy as np, pandas as pd, torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from scipy.special import softmax
 from torch.utils.data import DataLoader
+from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Batch, Clip, find_settings, write_atomically
 from .corrupt import CONDITIONS, Condition, Noise, babble, clip_rng
 from .loading import make_loader
@@ -27,7 +28,6 @@ from .model import VAT, build_vat
 from .preprocess import Store, open_store, preprocess
 from .releases import Task
 from .speaker import against_speakers
-from .training import load_tensors, load_weights, save_tensors
 
 # %% ../nbs/19_inference.ipynb #90ef1f3e
 HEADS = ("video", "audio", "fusion")  # in the order of `model.Output`

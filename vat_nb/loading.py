@@ -34,20 +34,25 @@ class Windows(Sampler):
         frames: int,  # frames of a window
         shuffle: bool = False,  # one random window per clip in random order; otherwise all windows in order
         seed: int = 0,
+        weights: Sequence[float] | None = None,  # [N] share of the epochs that a clip is drawn in, 0..1; None draws every clip in every epoch
     ):
         self.lengths, self.frames, self.shuffle, self.seed, self.epoch = list(lengths), frames, shuffle, seed, 0
+        self.weights = None if weights is None else np.asarray(weights, dtype=float)
         self.all = [(row, s) for row, n in enumerate(self.lengths) for s in window_starts(n, frames)]
 
     def set_epoch(self, epoch: int) -> None:
         "Draw differently in another epoch, the same in the same."
         self.epoch = epoch
 
-    def __len__(self) -> int: return len(self.lengths) if self.shuffle else len(self.all)
+    def __len__(self) -> int: return len(self.all) if not self.shuffle else len(self.lengths) if self.weights is None else sum(1 for _ in self)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         if not self.shuffle: return iter(self.all)
         rng = np.random.default_rng([self.seed, self.epoch])
         order, places = rng.permutation(len(self.lengths)), rng.random(len(self.lengths))
+        if self.weights is not None:
+            drawn = rng.random(len(order)) < self.weights
+            order = order[drawn[order]] if drawn.any() else order[:1]  # an epoch has a clip
         return iter([(int(row), int(places[row] * (max(self.lengths[row] - self.frames, 0) + 1))) for row in order])
 
 # %% ../nbs/08_loading.ipynb #a36a35d2
@@ -124,12 +129,13 @@ def make_loader(
     seed: int = 0,
     pin: bool = False,  # page-locked memory, for CUDA
     change: Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,  # what is done to each clip, such as a corruption
+    weights: Sequence[float] | None = None,  # [clips] share of the epochs that a clip is drawn in when shuffled
 ) -> DataLoader:  # of Batch
     "Batches of clips; call `loader.sampler.set_epoch` before each epoch of training."
     dataset = ClipDataset(store, clips, frames, change)
-    sampler = Windows(dataset.lengths, frames, shuffle, seed)
+    sampler = Windows(dataset.lengths, frames, shuffle, seed, weights)
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, **many)
+    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)  # its own: an epoch that begins draws nothing from the run's
 
 # %% ../nbs/08_loading.ipynb #52bf7347
 def hold_out(

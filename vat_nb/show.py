@@ -99,12 +99,13 @@ def show_logmel(
     title: str = "",
     label: str = "log energy",
     ax: Axes | None = None,
+    cax: Axes | None = None,  # for the colour bar; None takes room from `ax`
 ) -> Axes:
     "Draw a log-mel spectrogram, low pitches below."
     mel = np.asarray(mel, dtype=float)
     ax = ax or new_axes(8, 2)
     im = ax.imshow(mel, origin="lower", aspect="auto", cmap=SPECTRUM, extent=(0, mel.shape[1] * hop, 0, mel.shape[0]), interpolation="none")
-    ax.figure.colorbar(im, ax=ax, label=label, pad=0.01)
+    ax.figure.colorbar(im, cax=cax, **dict(ax=ax, pad=0.01) if cax is None else {}, label=label)
     ax.set(xlabel="time (s)", ylabel="mel band", title=title)
     return ax
 

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 import seaborn as sns
 from .core import Batch, Clip, find_settings, write_atomically
-from .explore import show_attention
+from .saliency import show_attention
 from .inference import HEADS, Recognizer, newest_run
 from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
