@@ -126,12 +126,12 @@ class Notebook:
         self.page.wait_for_function("w => [...document.querySelectorAll('.jp-Cell-outputArea')].some(n => n.innerText.includes(w))", arg=words, timeout=1000 * timeout)
 
     def sources(self, selector=PICTURES):
-        "`src` of every picture that matches, as long as its bytes are; a picture without any is left out."
-        return [s for s in self.page.eval_on_selector_all(selector, "nodes => nodes.map(n => n.src)") if s]
+        "`src` of every picture that matches and has something in it."
+        return self.page.eval_on_selector_all(selector, "nodes => nodes.filter(n => n.naturalWidth).map(n => n.src)")
 
     def wait_change(self, before, selector=PICTURES, timeout=60):
         "Wait until the pictures' `src` are not those of `before`, which `sources` gave."
-        other = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].map(n => n.src).filter(s => s); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
+        other = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].filter(n => n.naturalWidth).map(n => n.src); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
         self.page.wait_for_function(other, arg=[selector, before], timeout=1000 * timeout)
 
     @contextmanager

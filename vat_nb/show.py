@@ -123,7 +123,7 @@ def show_curves(
     if best is not None: ax.axvline(best, color="0.6", linewidth=1, zorder=0, label=f"best: {best}")
     if curves: ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     if max(map(len, curves.values()), default=0) == 1: ax.set_xlim(0.5, 1.5)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
     return ax
 
