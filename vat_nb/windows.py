@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 import seaborn as sns
 from .core import Batch, Clip, find_settings, write_atomically
-from .saliency import show_attention
 from .inference import HEADS, Recognizer, newest_run
 from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
 from .releases import SUFFIXES, Task, list_videos
+from .saliency import show_attention
 from .show import MATRIX, PALETTE, save_figure, show_frames, show_matrix, show_wave
 
 # %% ../nbs/20d_windows.ipynb #96e1fad6
@@ -302,7 +302,7 @@ class PredictPanel:
         "The attention of one window, or a sentence where sound or picture is missing."
         r, when = self.recognizer, f"{self.windowed.start[i]:.1f} to {self.windowed.end[i]:.1f} s"
         batch = window_batch(r, self.store, self.clip, self.media, [round(self.windowed.start[i] * r.recipe["fps"])]).to(next(r.model.parameters()).device)
-        if batch.paired.all(): return show_attention(r.model, batch, f"where the sound looked, {when}")[0].figure
+        if batch.paired.all(): return show_attention(r.model, batch, f"where the sound looked, {when}").flat[0].figure
         fig = plt.figure(figsize=(8, 0.5))
         fig.text(0.02, 0.4, f"{when}: attention is between sound and picture, and this window has only one of them")
         return fig
