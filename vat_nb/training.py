@@ -225,7 +225,8 @@ class LiveCurves:
     "What `progress_line` and `show_progress` say, brought up to date after each epoch."
 
     def __init__(self, title: str = ""):
-        self.again, self.title, self.picture, self.words = -math.inf, title, ipywidgets.Image(format="png"), ipywidgets.HTML("waiting for the first epoch")
+        self.again, self.title, self.words = -math.inf, title, ipywidgets.HTML("waiting for the first epoch")
+        self.picture = ipywidgets.Image(format="png", layout=ipywidgets.Layout(max_width="100%", align_self="flex-start"))  # as large as it was drawn
         self.handle = display(ipywidgets.VBox([self.words, self.picture]), display_id=True)
 
     def draw(self, history: list[dict[str, float]]) -> plt.Figure:
@@ -237,7 +238,7 @@ class LiveCurves:
         self.words.value, now = progress_line(history, epochs), time.monotonic()
         if now < self.again: return
         fig, png = self.draw(history), io.BytesIO()
-        fig.savefig(png, dpi=80)
+        fig.savefig(png, dpi=100)
         plt.close(fig)
         self.picture.value, self.again = png.getvalue(), now + 10 * (time.monotonic() - now)
 
