@@ -111,41 +111,77 @@ def test_unknown_class_names_the_row(small_release, tmp_path):
 TRAIN = """
 import sys, torch
 from pathlib import Path
+from vat_nb.augment import Augment
+from vat_nb.checkpoint import save_tensors
+from vat_nb.inference import predict, score
 from vat_nb.loading import make_loader
 from vat_nb.model import build_vat
 from vat_nb.preprocess import open_store
-from vat_nb.training import Pretrain, Schedule, fit, make_accelerator, save_tensors
+from vat_nb.training import Finetune, Pretrain, Schedule, fit, make_accelerator
 if __name__ == "__main__":
-    store, out, epochs = open_store(sys.argv[1]), Path(sys.argv[2]), 6
+    store, out, augment = open_store(sys.argv[1]), Path(sys.argv[2]), Augment(0.5, 0.5, 0.2)
     accelerator = make_accelerator("cpu", 3)
     torch.use_deterministic_algorithms(True)
-    objective = Pretrain(build_vat("tiny", 64, 10.0, 6, 1), queue=13)
-    fit(objective, make_loader(store, store.usable("train"), 20, 8, True), accelerator, epochs, Schedule(1e-3, momentum=0.9), checkpoint=out / "run.safetensors", about=dict(a=1))
-    save_tensors(out / "end.safetensors", objective.state_dict(), {})
+    model = build_vat("tiny", 64, 10.0, 6, 1)
+    loader = lambda: make_loader(store, store.usable("train"), 20, 4, True, workers=1)
+    judge = lambda model: dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 20)), store.task)["f1"])
+    how = dict(checkpoint=out / "run.safetensors", about=dict(a=1), minutes=0)
+    pretraining = Pretrain(model, queue=13, augment=augment)
+    rows = fit(pretraining, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), **how)
+    tuning = Finetune(model, augment=augment, mixup=0.4)
+    rows += fit(tuning, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), judge, **how | dict(checkpoint=out / "tune.safetensors"))
+    measured = {k for row in rows for k in row} - {"seconds", "clips per second"}
+    rows = torch.tensor([[row.get(k, -1.0) for k in sorted(measured)] for row in rows])
+    save_tensors(out / "end.safetensors", {f"p.{k}": v for k, v in pretraining.state_dict().items() if not k.startswith("student.")} | {f"t.{k}": v for k, v in tuning.state_dict().items()} | dict(rows=rows), {})
 """
 
 
-def test_killed_training_ends_with_the_same_weights(small_release, tmp_path):
-    from vat_nb.training import load_tensors
+def test_a_training_killed_ten_times_ends_with_the_same_weights(small_release, tmp_path):
+    "SIGKILL at random moments (in an epoch, while a state is saved, between the stages), with a reading process, augmentation and distillation."
+    import random
+    from vat_nb.checkpoint import load_tensors
     (tmp_path / "pre.py").write_text(PREPROCESS)
     (tmp_path / "train.py").write_text(TRAIN)
+    store, draw = tmp_path / "store", random.Random(0)
+    subprocess.run([sys.executable, tmp_path / "pre.py", small_release, store, "1"], check=True, stderr=subprocess.DEVNULL)
+    for name in ("whole", "killed"): (tmp_path / name).mkdir()
+    command = lambda name: [sys.executable, tmp_path / "train.py", store, tmp_path / name]
+    files = lambda: [tmp_path / f"killed/{n}.safetensors" for n in ("run", "tune", "end")]
+    stamp = lambda: [f.stat().st_mtime_ns if f.exists() else 0 for f in files()]
+    subprocess.run(command("whole"), check=True, stderr=subprocess.DEVNULL)
+    for kill in range(10):
+        run, before, states = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL, start_new_session=True), stamp(), draw.randint(1, 4)
+        while run.poll() is None and states:  # so many states later, and a little
+            time.sleep(0.002)
+            if stamp() != before: before, states = stamp(), states - 1
+        time.sleep(0.1 * draw.random())
+        os.killpg(run.pid, signal.SIGKILL)
+        run.wait()
+        assert not (tmp_path / "killed/end.safetensors").exists(), f"kill {kill} came too late to test anything"
+    subprocess.run(command("killed"), check=True, stderr=subprocess.DEVNULL)
+    whole, killed = (load_tensors(tmp_path / f"{name}/end.safetensors")[0] for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    for k in whole: assert (whole[k] == killed[k]).all(), k
+
+
+def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_step(small_release, tmp_path):
+    from vat_nb.checkpoint import load_tensors
+    (tmp_path / "pre.py").write_text(PREPROCESS)
+    (tmp_path / "train.py").write_text(TRAIN.replace("minutes=0", "minutes=60"))
     store = tmp_path / "store"
     subprocess.run([sys.executable, tmp_path / "pre.py", small_release, store, "1"], check=True, stderr=subprocess.DEVNULL)
-    ends = []
-    for kill in (False, True):
-        out = Path(tmp_path, str(kill))
-        out.mkdir()
-        command = [sys.executable, tmp_path / "train.py", store, out]
-        if kill:
-            run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            while run.poll() is None and not (out / "run.safetensors").exists(): time.sleep(0.01)
-            time.sleep(0.7)
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            assert not (out / "end.safetensors").exists(), "it was killed too late to test anything"
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        ends.append(load_tensors(out / "end.safetensors")[0])
-    assert ends[0].keys() == ends[1].keys() and all((ends[0][k] == ends[1][k]).all() for k in ends[0])
+    run = subprocess.Popen([sys.executable, tmp_path / "train.py", store, tmp_path], stderr=subprocess.PIPE, text=True)
+    path, place = tmp_path / "run.safetensors", lambda: (lambda about: (len(about["history"]), about["done"]["taken"]))(load_tensors(path)[1])
+    stamp = lambda: path.stat().st_mtime_ns if path.exists() else 0
+    while run.poll() is None and not path.exists(): time.sleep(0.01)  # the first epoch is over
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        before = stamp()
+        run.send_signal(number)
+        while run.poll() is None and stamp() in (before, 0): time.sleep(0.01)
+        if number == signal.SIGUSR1: warned = place()
+    said = run.communicate()[1]
+    assert run.returncode == 128 + signal.SIGTERM, said[-2000:]
+    assert place() >= warned >= (1, 0)
 
 
 SLOW = """
@@ -260,13 +296,13 @@ def test_checkpoints_from_elsewhere_are_never_unpickled(tmp_path):
 
 SAVE = """
 import sys, torch
-from vat_nb.training import save_tensors
+from vat_nb.checkpoint import save_tensors
 for i in range(10**6): save_tensors(sys.argv[1], {"x": torch.full((2_000_000,), float(i))}, dict(i=i))
 """
 
 
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    from vat_nb.training import load_tensors
+    from vat_nb.checkpoint import load_tensors
     path = tmp_path / "run.safetensors"
     for wait in (0.01, 0.05, 0.1):
         run = subprocess.Popen([sys.executable, "-c", SAVE, path])

@@ -31,13 +31,17 @@ from .masked import *
 from .supervise import *
 from .pseudo import *
 from .metrics import *
+from .checkpoint import *
 from .training import *
 from .inference import *
 from .ensemble import *
 from .baseline import *
 from .explore import *
+from .windows import *
 from .saliency import *
 from .experiment import *
 from .snapshots import *
+from .similarity import *
+from .audit import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'open_release', 'Split', 'is_labelled', 'unlabel',
-           'check_pseudo', 'split_clips', 'few_labels', 'new_model', 'features_of', 'whole_model', 'loader_of',
-           'predict_clips', 'schedule', 'has_both', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key',
-           'scored_clips', 'run_recipe']
+           'check_pseudo', 'split_clips', 'few_labels', 'clip_weights', 'audited', 'new_model', 'features_of',
+           'whole_model', 'loader_of', 'predict_clips', 'schedule', 'has_both', 'pretrain', 'validation', 'finetune',
+           'train_model', 'run_key', 'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
-import numpy as np, torch
+import numpy as np, pandas as pd, torch
 from accelerate import Accelerator
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
 from .augment import Augment
-from .core import Clip, ParameterError
+from .checkpoint import refuse_other
+from .core import Clip, ParameterError, find_settings
 from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth, under
@@ -32,7 +33,7 @@ from .releases import Task, clips as release_clips, read_release
 from .speaker import against_speakers
 from .supervise import FixedBlend, GradientBlend, UncertaintyBlend, Weights, head_losses
 from .synth import write_demo
-from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, refuse_other
+from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, tracker_names
 
 # %% ../nbs/21_experiment.ipynb #57e7a1aa
 SHARES = ("alpha", "mask_rate", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay")
@@ -64,6 +65,7 @@ def check_recipe(
     varied = r["augment_image"] or r["augment_wave"] or r["against_speaker"]
     refuse(r["cache_features"] and varied, "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
+    tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
     refuse(r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1, f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9")
     return recipe
@@ -152,6 +154,28 @@ def few_labels(
         kept |= set(rows[:max(round(share * len(rows)), 1)])
     return [c for i, c in enumerate(train) if i in kept], [unlabel(c) for i, c in enumerate(train) if i not in kept]
 
+# %% ../nbs/21_experiment.ipynb #4ff80cba
+def clip_weights(
+    data: Store,
+    recipe: dict[str, Any],  # its `audit` is a CSV file with the columns id and weight; a relative path starts at settings.ini
+) -> dict[str, float]:  # id -> 0..1; clips that are not named count in full
+    "Weights of clips out of the recipe's audit. Raises ParameterError that says what to mend."
+    path = find_settings().parent / recipe["audit"]
+    if not path.is_file(): raise ParameterError(f"there is no audit file {path}: save one in nbs/alignment.ipynb, or set audit to None")
+    table = pd.read_csv(path, dtype=dict(id=str))
+    if not {"id", "weight"} <= set(table): raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
+    weights = pd.to_numeric(table["weight"], errors="coerce")
+    strangers, wrong = sorted(set(table["id"]) - {c.id for c in data.clips}), table["id"][~weights.between(0, 1)]
+    if len(strangers): raise ParameterError(f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; {len(strangers)} in all): take the audit of this release")
+    if len(wrong): raise ParameterError(f"weights in {path} are numbers from 0 (drop) to 1 (count in full); mend the clip {wrong.iloc[0]}")
+    if table["id"].duplicated().any(): raise ParameterError(f"{path} names the clip {table['id'][table['id'].duplicated()].iloc[0]} twice: leave one of the rows")
+    return dict(zip(table["id"], weights.astype(float)))
+
+
+def audited(recipe: dict[str, Any]) -> dict[str, str]:
+    "What a run's weights owe to the audit: its content in a few letters, or nothing."
+    return dict(audit=hashlib.sha256((find_settings().parent / recipe["audit"]).read_bytes()).hexdigest()[:12]) if recipe["audit"] else {}
+
 # %% ../nbs/21_experiment.ipynb #4d11b4ec
 def new_model(
     recipe: dict[str, Any],
@@ -192,6 +216,11 @@ def loader_of(
 ) -> DataLoader:
     "Batches of clips as a recipe has them, or of their cached features."
     how = dict(shuffle=shuffle, pin=torch.cuda.is_available(), **{k: recipe[k] for k in ("frames", "batch_size", "workers", "seed")})
+    if shuffle and recipe["audit"]:
+        known = clip_weights(data, recipe)
+        clips = [c for c in clips if known.get(c.id, 1)]
+        if not clips: raise ParameterError(f"{recipe['audit']} drops every clip that would be trained on: give some of them a weight above 0")
+        how["weights"] = [known.get(c.id, 1) for c in clips]
     return feature_loader(features_of(recipe), data, clips, **how) if recipe["cache_features"] else make_loader(data, clips, change=change, **how)
 
 
@@ -229,8 +258,9 @@ def pretrain(
     r, pairs = recipe, [c for c in clips if has_both(data, c)]
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"])
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
-    about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs))
-    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]), checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch)
+    about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
+    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
+               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"])
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -265,9 +295,9 @@ def finetune(
     confidence = Confidence(len(data.task.classes), r["pseudo_threshold"]) if r["pseudo_labels"] else None
     objective = Finetune(model, BLENDS[r["blend"]](weights), r["label_smoothing"], Augment(r["augment_image"], r["augment_wave"], r["drop_modality"]), confidence, r["mixup"])
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
-    about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught))
+    about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch)
+               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"])
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(
@@ -287,7 +317,7 @@ def run_key(
     names: tuple[str, ...] = COMMON + TUNING,  # the values that count
 ) -> str:
     "A short name for what a run's weights depend on."
-    return hashlib.sha256(json.dumps({k: recipe[k] for k in names} | dict(reading=portable(reading(recipe))), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps({k: recipe[k] for k in names} | dict(reading=portable(reading(recipe))) | audited(recipe), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def scored_clips(data: Store, split: Split, recipe: dict[str, Any]) -> list[Clip]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['show_confusion', 'head_scores', 'alignment_order', 'show_alignment', 'show_reliability', 'show_robustness',
-           'show_ablation', 'show_label_sweep', 'show_heads', 'show_pipeline']
+           'show_ablation', 'show_label_sweep', 'show_heads', 'story', 'show_pipeline']
 
 # %% ../nbs/20_explore.ipynb #a008690a
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from matplotlib.ticker import NullLocator, PercentFormatter
 from .inference import HEADS, Predictions, score_interval, truth
 from .metrics import calibration_error, confusion, reliability
 from .releases import Task
-from .show import MATRIX, new_axes, show_curves, show_matrix
+from .show import MATRIX, Panel, new_axes, progress_curves, show_curves, show_intervals, show_matrix
 
 # %% ../nbs/20_explore.ipynb #e62df3d9
 def show_confusion(
@@ -177,6 +177,29 @@ def show_heads(
         show_curves(curves, ylabel=ylabel, ax=ax)
         if ax is not axs[-1]: ax.get_legend().remove()
     return axs
+
+# %% ../nbs/20_explore.ipynb #f39bb02f
+def story(
+    rows: dict[str, list[dict[str, float]]],  # stage -> rows of `fit`
+    aligned: dict[str, Predictions],  # such as before and after pretraining
+    found: dict[str, Predictions],  # split -> what the finished model says of it
+    intervals: dict[str, dict[str, tuple[float, float, float]]],  # split -> `head_scores`
+    report: pd.DataFrame,  # of `robustness`; empty where nothing was scored
+    task: Task,
+    score_name: str = "weighted F1",
+) -> list[Panel]:  # for `show_page`
+    "The figures of a run as rows of one page."
+    curves, splits, panels = {s: progress_curves(r) for s, r in rows.items()}, list(found), []
+    kinds = [(f"{s}: {words}", c[k], y) for s, c in curves.items() for k, words, y in (("losses", "training", "loss"), ("scores", "held-out clips", "score")) if k in c]
+    conditions = list(dict.fromkeys(report["condition"])) if len(report) else []
+    def each(draw, parts): return lambda axs: [draw(ax, *part) for ax, part in zip(axs, parts)]
+    if kinds: panels.append(Panel("How it learned", len(kinds), each(lambda ax, title, c, y: show_curves(c, ylabel=y, title=title, ax=ax), kinds), 2.6))
+    if aligned and all(len(p.clips) for p in aligned.values()):
+        panels.append(Panel("What belongs together: each clip's video against every clip's sound", len(aligned), each(lambda ax, name, p: show_alignment(p, task, name, ax=ax), aligned.items()), 4.2))
+    if splits: panels.append(Panel("What each head is worth, with 95 % intervals", len(splits), each(lambda ax, s: show_intervals(intervals[s], score_name, s, ax=ax), [(s,) for s in splits]), 2.2))
+    if splits and task.classes: panels.append(Panel("What was taken for what", len(splits), each(lambda ax, s: show_confusion(found[s], task, title=s, ax=ax), [(s,) for s in splits]), 3.4))
+    if conditions: panels.append(Panel(f"What it withstands, on {splits[0]}", len(conditions), lambda axs: show_robustness(report, score_name, axs), 2.8))
+    return panels
 
 # %% ../nbs/20_explore.ipynb #a754d81c
 def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False) -> None:

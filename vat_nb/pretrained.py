@@ -11,7 +11,7 @@ __all__ = ['VIDEO', 'AUDIO', 'TUNE', 'parse_name', 'hub_folder', 'read_weights',
 
 # %% ../nbs/10b_pretrained.ipynb #49551275
 import copy, hashlib, importlib, json, math, socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -579,12 +579,12 @@ def feature_loader(
     frames: int = 16,  # of a window, at the store's rate
     batch_size: int = 32,
     shuffle: bool = False,  # True for training: one random window per clip and epoch
-    workers: int = 0, seed: int = 0, pin: bool = False,  # as in `make_loader`
+    workers: int = 0, seed: int = 0, pin: bool = False, weights: Sequence[float] | None = None,  # as in `make_loader`
 ) -> DataLoader:  # of Batch
     "Batches of cached features, with the windows that `make_loader` would take."
     dataset = FeatureDataset(folder, store, clips, frames)
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
-    return DataLoader(dataset, batch_size, sampler=Windows(dataset.lengths, frames, shuffle, seed), collate_fn=collate_features, num_workers=workers, pin_memory=pin, **many)
+    return DataLoader(dataset, batch_size, sampler=Windows(dataset.lengths, frames, shuffle, seed, weights), collate_fn=collate_features, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)
 
 # %% ../nbs/10b_pretrained.ipynb #19b538ac
 def feature_encoders(
