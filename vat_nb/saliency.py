@@ -328,6 +328,7 @@ def show_scale(
     "Draw a colour bar; one of matplotlib's own takes longer than all the rest."
     wipe(cax).imshow(np.linspace(low, high, 128)[:, None], cmap=MATRIX, origin="lower", aspect="auto", extent=(0, 1, low, high))
     cax.set(xticks=[])
+    cax.spines[:].set_visible(False)
     cax.yaxis.tick_right()
     cax.yaxis.set_label_position("right")
     cax.yaxis.set_major_locator(MaxNLocator(3))
@@ -390,7 +391,7 @@ def show_heat(
     show_table(heat.time, look.video_at, look.audio_at, table)
     show_scale(*ends_of(heat.places), "a place (%)" if label.endswith("(%)") else "a place", axs[1, 1])
     show_scale(*ends_of(heat.time), label, axs[3, 1])
-    if not heat.time.any(): table.text(0.5, 0.5, "zero: nothing that these tokens read here could make the answer larger", transform=table.transAxes, ha="center", va="center", color="w")
+    if not heat.time.any(): table.text(0.5, 0.25, "zero: nothing that these tokens read here could make the answer larger", transform=table.transAxes, ha="center", va="center", color="w")
     for ax in axs[1:4, 0]: ax.set(xlim=(0, piece.seconds))
     axs[0, 0].set_title(title, fontsize="medium")
     return axs
