@@ -579,12 +579,13 @@ def weigh(
     layer: int | None = None,  # of the fusion; None averages them, and follows all in a rollout
     head: int | None = None,  # None averages them; a rollout always does
     answer: str = TOLD,  # that gradients are asked for
+    found: Tensor | None = None,  # what `by_gradient` said, where that is known
 ) -> tuple[Tensor, str]:  # [A, V], and what the numbers are
     "The table that is drawn."
     if way == ROLLOUT: return rollout(look, None if layer is None else layer + 1)[1], "share (%)"
     if way == RAW: return averaged(raw(look), layer, head), "share (%)"
-    asked = answers(look, task)
-    return 1000 * averaged(by_gradient(look, asked[told(look, task) if answer == TOLD else answer]), layer, head), "attention\nx gradient\n(x 1000)"
+    if found is None: found = by_gradient(look, answers(look, task)[told(look, task) if answer == TOLD else answer])
+    return 1000 * averaged(found, layer, head), "attention\nx gradient\n(x 1000)"
 
 
 def told(look: Look, task: Task) -> str:
@@ -608,7 +609,7 @@ class AttentionPanel:
         if not clips: raise ValueError("there is no clip to look at: the store has none that could be read, see its ledger.csv")
         self.model_of, self.piece_of = lru_cache(4)(lambda name: models[name]()), lru_cache(8)(lambda clip, start: read_piece(store, clip, frames, start))
         self.look_of = lru_cache(8)(lambda name, clip, start: look(model := self.model_of(name), self.piece_of(clip, start).batch.to(model.temperature.device)))
-        self.film_of = lru_cache(8)(self._film)
+        self.film_of, self.gradient_of = lru_cache(8)(self._film), lru_cache(8)(lambda answer, *key: by_gradient(seen := self.look_of(*key), answers(seen, store.task)[answer]))
         menu = lambda words, options, **more: ipywidgets.Dropdown(description=words, options=options, layout=ipywidgets.Layout(width="auto"), style=dict(description_width="60px"), **more)
         self.clip, self.window = menu("clip", [(f"{c.id} · {c.split} · {c.emotion or 'unlabelled'}", c) for c in clips]), menu("window", [("", 0)])
         self.model, self.way = menu("model", list(models)), menu("weighing", [RAW, ROLLOUT, GRADIENT])
@@ -662,13 +663,14 @@ class AttentionPanel:
         self._offer(self.head, [("mean", None), *((str(i + 1), i) for i in range(seen.cross[0].shape[1]))])
         self.head.disabled, self.answer.disabled, self.small.disabled = way == ROLLOUT, way != GRADIENT, seen.grid == 1
         if self.shown is not piece: self._show_piece(piece)
-        table, label = weigh(seen, task, way, self.layer.value, self.head.value, self.answer.value)
+        found = self.gradient_of(self._asked(seen), self.model.value, clip, start) if way == GRADIENT else None
+        table, label = weigh(seen, task, way, self.layer.value, self.head.value, found=found)
         heat = lay_out(seen, table, READERS[self.reader.value])
         show_heat(seen, heat, piece, self.axs, self._title(seen), label, even=way == RAW)
         self.warm = heat_on(piece.frames, heat.places, moment_of(seen, len(piece.frames), piece.fps))
         self.figure.value = cursor_html(png_bytes(self.stage.draw()), time_axis(self.axs), piece.seconds, seen.audio_at[0] + seen.audio_at[1] * len(heat.time), self.key)
         self.face.value = face_html(self.warm, piece.fps, self.key)
-        self._show_heads(seen, label)
+        self._show_heads(seen, found, label)
         self.words.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._say(seen, heat, table))
 
     def _film(self, clip: Clip, start: int) -> bytes:
@@ -682,9 +684,9 @@ class AttentionPanel:
         for axs in (self.axs[0, 0], self.small_axs[0]): plt.close(axs.figure)  # they are shown here, and not at the end of a cell
         self.film.value, self.shown = film_html(self.film_of(self.clip.value, self.window.value), self.key), piece
 
-    def _show_heads(self, seen: Look, label: str) -> None:
-        gradient, by_place = self.way.value == GRADIENT, self.small.value == "place" and seen.grid > 1
-        maps = 1000 * by_gradient(seen, answers(seen, self.store.task)[self._asked(seen)]) if gradient else raw(seen)
+    def _show_heads(self, seen: Look, found: Tensor | None, label: str) -> None:
+        gradient, by_place = found is not None, self.small.value == "place" and seen.grid > 1
+        maps = 1000 * found if gradient else raw(seen)
         marked = None if self.way.value == ROLLOUT else (None if len(seen.cross) > 1 and self.layer.value is None else self.layer.value or 0, self.head.value)
         title = f"{'places on the face' if by_place else 'sound (upwards) against picture'}{'' if gradient else ', raw'}"
         show_head_maps(head_maps(seen, maps, READERS[self.reader.value] if by_place else None), marked, title, label, not by_place, *self.small_axs)
