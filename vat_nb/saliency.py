@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['SAME', 'READERS', 'MOVE', 'RAW', 'ROLLOUT', 'GRADIENT', 'TOLD', 'weights_kept', 'Look', 'token_times', 'look', 'raw',
            'averaged', 'roll', 'rollout', 'answers', 'by_gradient', 'Heat', 'lay_out', 'Piece', 'starts_of',
-           'read_piece', 'at_slots', 'show_strip', 'heat_on', 'moment_of', 'new_panel', 'show_piece', 'show_share',
-           'show_table', 'show_heat', 'show_attention', 'with_averages', 'show_head_maps', 'head_maps', 'write_film',
-           'time_axis', 'picture_of', 'png_of', 'film_html', 'cursor_html', 'face_html', 'weigh', 'told',
-           'AttentionPanel']
+           'read_piece', 'at_slots', 'show_strip', 'heat_on', 'moment_of', 'new_panel', 'show_piece', 'wipe',
+           'tell_unit', 'show_scale', 'ends_of', 'show_share', 'show_table', 'show_heat', 'show_attention',
+           'with_averages', 'show_head_maps', 'head_maps', 'write_film', 'time_axis', 'png_bytes', 'Stage', 'film_html',
+           'cursor_html', 'face_html', 'weigh', 'told', 'AttentionPanel']
 
 # %% ../nbs/20c_saliency.ipynb #fcc9b69c
 import base64, html, io, tempfile, uuid
@@ -21,10 +21,12 @@ import ipywidgets, matplotlib.pyplot as plt, numpy as np, soundfile, torch
 import torch.nn.functional as F
 from einops import rearrange
 from IPython.display import display
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 from moviepy import ImageSequenceClip
 from moviepy.video.io.ffmpeg_writer import ffmpeg_write_video
 from PIL import Image
@@ -307,6 +309,40 @@ def show_piece(
     return axs
 
 # %% ../nbs/20c_saliency.ipynb #c6c43dd7
+def wipe(ax: Axes) -> Axes:
+    "Take away what is drawn and leave the axes: much quicker than `clear`."
+    for artist in (*ax.images, *ax.patches, *ax.lines, *ax.texts): artist.remove()
+    return ax
+
+
+def tell_unit(axis, label: str) -> None:
+    "Write shares as percent, other numbers as they are."
+    axis.set_major_formatter(PercentFormatter(1, symbol="") if label.endswith("(%)") else ScalarFormatter())
+
+
+def show_scale(
+    low: float, high: float,  # ends of the colours
+    label: str,  # last line: what they mean, with the unit
+    cax: Axes,
+) -> Axes:
+    "Draw a colour bar; one of matplotlib's own takes longer than all the rest."
+    wipe(cax).imshow(np.linspace(low, high, 128)[:, None], cmap=MATRIX, origin="lower", aspect="auto", extent=(0, 1, low, high))
+    cax.set(xticks=[])
+    cax.spines[:].set_visible(False)
+    cax.yaxis.tick_right()
+    cax.yaxis.set_label_position("right")
+    cax.yaxis.set_major_locator(MaxNLocator(3))
+    cax.set_ylabel(label.splitlines()[-1], size="small")
+    tell_unit(cax.yaxis, label)
+    return cax
+
+
+def ends_of(values: np.ndarray) -> tuple[float, float]:  # the lowest and the highest
+    "Ends of a colour scale, apart even where all values are alike."
+    low, high = float(values.min()), float(values.max())
+    return (low, high) if high > low else (0.0, high or 1.0)
+
+# %% ../nbs/20c_saliency.ipynb #68f620d5
 def show_share(
     share: np.ndarray,  # [M] of each moment
     at: tuple[float, float],  # s, where the first moment begins, and from one to the next
@@ -319,7 +355,7 @@ def show_share(
     ax.stairs(share, at[0] + at[1] * np.arange(len(share) + 1), color="C0")
     if even is not None: ax.axhline(even, color="0.4", linestyle=":", linewidth=1)
     ax.set(ylabel=label, ylim=(0, 1.12 * max(share.max(), even or 0) or 1))
-    if label.endswith("(%)"): ax.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    tell_unit(ax.yaxis, label)
     ax.yaxis.set_major_locator(MaxNLocator(3))
     return ax
 
@@ -332,11 +368,12 @@ def show_table(
 ) -> Axes:
     "Draw which moment of the sound read which moment of the picture."
     edges = [at[0] + at[1] * n for at, n in ((video_at, time.shape[1]), (audio_at, time.shape[0]))]
-    ax.imshow(time, origin="lower", vmin=None if time.any() else 0, vmax=None if time.any() else 1, aspect="auto", cmap=MATRIX, extent=(video_at[0], edges[0], audio_at[0], edges[1]), interpolation="none")
+    low, high = ends_of(time)
+    ax.imshow(time, origin="lower", vmin=low, vmax=high, aspect="auto", cmap=MATRIX, extent=(video_at[0], edges[0], audio_at[0], edges[1]), interpolation="none")
     ax.set(ylabel="sound at (s)")
     return ax
 
-# %% ../nbs/20c_saliency.ipynb #fbd6a2fb
+# %% ../nbs/20c_saliency.ipynb #205b0126
 def show_heat(
     look: Look,
     heat: Heat,
@@ -348,22 +385,18 @@ def show_heat(
 ) -> np.ndarray:
     "Draw attention: over the frames, over moments, sound against picture."
     strip, share, table = axs[1:4, 0]
-    for ax in (*axs[1:4, 0], *axs[[1, 3], 1]): ax.clear()
+    for ax in axs[1:4, 0]: wipe(ax)
     show_strip(heat_on(piece.frames, heat.places, moment_of(look, len(piece.frames), piece.fps)), piece.fps, piece.seconds, strip, "read")
     show_share(heat.places.sum((1, 2)), look.video_at, look.grid ** 2 / look.cross[0].shape[-1] if even else None, label, share)
-    image = show_table(heat.time, look.video_at, look.audio_at, table).images[0]
-    percent = PercentFormatter(1, symbol="") if label.endswith("(%)") else None
-    ends = heat.places.min(), max(heat.places.max(), heat.places.min() + 1e-12)
-    axs[1, 0].figure.colorbar(plt.cm.ScalarMappable(plt.Normalize(*ends), MATRIX), cax=axs[1, 1], format=percent, ticks=ends).set_label("a place", size="small")
-    axs[3, 0].figure.colorbar(image, cax=axs[3, 1], format=percent).set_label(label.splitlines()[-1], size="small")
-    if not heat.time.any(): table.text(0.5, 0.5, "zero: nothing that these tokens read here could make the answer larger", transform=table.transAxes, ha="center", va="center", color="w")
-    for ax in axs[1:4, 0]:
-        ax.set(xlim=(0, piece.seconds))
-        ax.tick_params(labelbottom=False)
+    show_table(heat.time, look.video_at, look.audio_at, table)
+    show_scale(*ends_of(heat.places), "a place (%)" if label.endswith("(%)") else "a place", axs[1, 1])
+    show_scale(*ends_of(heat.time), label, axs[3, 1])
+    if not heat.time.any(): table.text(0.5, 0.25, "zero: nothing that these tokens read here could make the answer larger", transform=table.transAxes, ha="center", va="center", color="w")
+    for ax in axs[1:4, 0]: ax.set(xlim=(0, piece.seconds))
     axs[0, 0].set_title(title, fontsize="medium")
     return axs
 
-# %% ../nbs/20c_saliency.ipynb #9e07398b
+# %% ../nbs/20c_saliency.ipynb #530d7ab5
 def show_attention(
     model: VAT,
     batch: Batch,  # of one clip
@@ -378,7 +411,7 @@ def show_attention(
     layer = layer if layer is None else range(len(seen.cross))[layer]
     return show_heat(seen, lay_out(seen, averaged(raw(seen), layer), READERS[reader]), piece, show_piece(piece, new_panel()), title, even=True)
 
-# %% ../nbs/20c_saliency.ipynb #2c54252e
+# %% ../nbs/20c_saliency.ipynb #11bb8e70
 def with_averages(
     maps: np.ndarray,  # [L, h, R, C]
 ) -> np.ndarray:  # [L + 1, h + 1, R, C], or [1, h + 1, R, C] of a single layer
@@ -394,28 +427,29 @@ def show_head_maps(
     label: str = "share (%)",
     upwards: bool = True,  # row 0 is below, as on a time axis; False has it on top, as in a frame
     ax: Axes | None = None,
-    cax: Axes | None = None,  # for the colour bar; None takes room from `ax`
+    cax: Axes | None = None,  # of the colour bar
 ) -> Axes:
     "Draw a small picture for each layer and head, and their averages."
     every, (layers, heads, rows, columns) = with_averages(np.asarray(maps, dtype=float)), maps.shape
     every = every[:, :, ::-1] if upwards else every
     whole = np.pad(every, ((0, 0), (0, 0), (0, rows // 12 + 1), (0, columns // 12 + 1)), constant_values=np.nan)
     h, w = whole.shape[2:]
-    if ax is None: ax = plt.figure(figsize=(1.2 + 0.62 * (heads + 1), 1 + 0.62 * len(every)), layout="constrained").subplots()
-    image = ax.imshow(rearrange(whole, "l h r c -> (l r) (h c)"), aspect="auto", cmap=MATRIX, interpolation="none")
+    if ax is None: ax, cax = plt.figure(figsize=(1.2 + 0.62 * (heads + 1), 1 + 0.62 * len(every)), layout="constrained").subplots(1, 2, width_ratios=(1, 0.04))
+    low, high = ends_of(maps)
+    wipe(ax).imshow(rearrange(whole, "l h r c -> (l r) (h c)"), aspect="auto", cmap=MATRIX, interpolation="none", vmin=low, vmax=high)
+    show_scale(low, high, label, cax)
     at = lambda n, size, gap: [k * (size + gap) + size / 2 - 0.5 for k in range(n)]
     ax.set_xticks(at(heads + 1, columns, w - columns), [*range(1, heads + 1), "mean"])
     ax.set_yticks(at(len(every), rows, h - rows), [*range(1, layers + 1), "mean"][:len(every)])
     if marked is not None:
         y, x = (n if i is None else i for i, n in zip(marked, (len(every) - 1, heads)))
         ax.add_patch(plt.Rectangle((x * w - 0.5, y * h - 0.5), columns, rows, fill=False, edgecolor="C3", linewidth=2))
-    ax.figure.colorbar(image, cax=cax, **dict(ax=ax, pad=0.02) if cax is None else {}, format=PercentFormatter(1, symbol="") if label.endswith("(%)") else None).set_label(label.replace("\n", " "), size="small")
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.set(xlabel="head", ylabel="layer", title=title)
     return ax
 
-# %% ../nbs/20c_saliency.ipynb #64939cb5
+# %% ../nbs/20c_saliency.ipynb #1b5212a6
 def head_maps(
     look: Look,
     maps: Tensor,  # [L, h, A, V]
@@ -425,7 +459,7 @@ def head_maps(
     if reader is None: return rearrange(maps[:, :, 1:, 1:], "l n (t b) (m p) -> l n t b m p", b=look.bands, p=look.grid ** 2).mean(3).sum(-1).cpu().numpy()
     return rearrange(maps[:, :, reader, 1:].mean(2), "l n (m h w) -> l n m h w", h=look.grid, w=look.grid).sum(2).cpu().numpy()
 
-# %% ../nbs/20c_saliency.ipynb #113c63f8
+# %% ../nbs/20c_saliency.ipynb #06df7a5a
 def write_film(
     path: str | Path,  # .mp4
     frames: np.ndarray,  # [T, H, W, 3] uint8
@@ -443,7 +477,7 @@ def write_film(
         ffmpeg_write_video(ImageSequenceClip(large, fps=fps), str(path), fps, audiofile=str(sound) if len(wave) else None, threads=1, logger=None, **CODECS[".mp4"])
     return path
 
-# %% ../nbs/20c_saliency.ipynb #5b2c696b
+# %% ../nbs/20c_saliency.ipynb #c13e3b2c
 def time_axis(
     axs: np.ndarray,  # from `new_panel`
 ) -> dict[str, float]:  # left, right, top, bottom of the time axis; floor, ceiling of the table: percent of the figure, from its left and top
@@ -460,18 +494,35 @@ MOVE = """for (const e of document.querySelectorAll('.at-{key}')) {{
   else e.style.left = 1 * d.from + (d.to - d.from) * s + '%'; }}"""
 
 
-def picture_of(figure) -> np.ndarray:  # [H, W, 3] uint8
-    "A figure's pixels."
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-def png_of(figure) -> bytes:
-    "A figure as PNG, quickly."
+def png_bytes(
+    pixels: np.ndarray,  # [H, W, 3 or 4] uint8
+) -> bytes:
+    "Pixels as PNG, quickly."
     raw = io.BytesIO()
-    Image.fromarray(picture_of(figure)).save(raw, "PNG", compress_level=1)
+    Image.fromarray(np.ascontiguousarray(pixels[..., :3])).save(raw, "PNG", compress_level=1)
     return raw.getvalue()
+
+
+class Stage:
+    "A figure of which only some parts move: the rest is drawn once."
+
+    def __init__(
+        self,
+        figure: Figure,
+        moving: Sequence[Artist],
+    ):
+        self.canvas, self.moving = FigureCanvasAgg(figure), list(moving)
+        for part in self.moving: part.set_visible(False)
+        self.canvas.draw()
+        self.still = self.canvas.copy_from_bbox(figure.bbox)
+        for part in self.moving: part.set_visible(True)
+
+    def draw(self) -> np.ndarray:  # [H, W, 4] uint8
+        "The figure's pixels now."
+        renderer = self.canvas.get_renderer()
+        self.canvas.restore_region(self.still)
+        for part in self.moving: part.draw(renderer)
+        return np.asarray(self.canvas.buffer_rgba()).copy()
 
 
 def _data(kind: str, raw: bytes) -> str: return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
@@ -516,7 +567,7 @@ def face_html(
     style = f"width:{side}px; height:{side}px; background:url({_data('image/jpeg', raw.getvalue())}) 0 0 / {100 * len(frames)}% 100%"
     return f'<div class="at-{key}" role="img" aria-label="heat on the face at the cursor" data-fps="{fps}" data-frames="{len(frames)}" style="{style}"></div>'
 
-# %% ../nbs/20c_saliency.ipynb #1d78e57b
+# %% ../nbs/20c_saliency.ipynb #a30d0ae0
 RAW, ROLLOUT, GRADIENT = "raw", "rollout", "gradient"  # ways of weighing
 TOLD = "what it says"  # the class that the model names, whichever it is
 
@@ -528,19 +579,20 @@ def weigh(
     layer: int | None = None,  # of the fusion; None averages them, and follows all in a rollout
     head: int | None = None,  # None averages them; a rollout always does
     answer: str = TOLD,  # that gradients are asked for
+    found: Tensor | None = None,  # what `by_gradient` said, where that is known
 ) -> tuple[Tensor, str]:  # [A, V], and what the numbers are
     "The table that is drawn."
     if way == ROLLOUT: return rollout(look, None if layer is None else layer + 1)[1], "share (%)"
     if way == RAW: return averaged(raw(look), layer, head), "share (%)"
-    asked = answers(look, task)
-    return 1000 * averaged(by_gradient(look, asked[told(look, task) if answer == TOLD else answer]), layer, head), "attention\nx gradient\n(x 1000)"
+    if found is None: found = by_gradient(look, answers(look, task)[told(look, task) if answer == TOLD else answer])
+    return 1000 * averaged(found, layer, head), "attention\nx gradient\n(x 1000)"
 
 
 def told(look: Look, task: Task) -> str:
     "The class that the model names; where there are no classes, the first target, or the matching."
     return task.classes[int(look.said["logits"].argmax())] if task.classes else (*task.targets, SAME)[0]
 
-# %% ../nbs/20c_saliency.ipynb #a30d0ae0
+# %% ../nbs/20c_saliency.ipynb #b88ca09a
 class AttentionPanel:
     "Controls, the clip that plays, and what was read of it. Every control is an attribute; `save` writes what is seen."
 
@@ -557,7 +609,7 @@ class AttentionPanel:
         if not clips: raise ValueError("there is no clip to look at: the store has none that could be read, see its ledger.csv")
         self.model_of, self.piece_of = lru_cache(4)(lambda name: models[name]()), lru_cache(8)(lambda clip, start: read_piece(store, clip, frames, start))
         self.look_of = lru_cache(8)(lambda name, clip, start: look(model := self.model_of(name), self.piece_of(clip, start).batch.to(model.temperature.device)))
-        self.film_of = lru_cache(8)(self._film)
+        self.film_of, self.gradient_of = lru_cache(8)(self._film), lru_cache(8)(lambda answer, *key: by_gradient(seen := self.look_of(*key), answers(seen, store.task)[answer]))
         menu = lambda words, options, **more: ipywidgets.Dropdown(description=words, options=options, layout=ipywidgets.Layout(width="auto"), style=dict(description_width="60px"), **more)
         self.clip, self.window = menu("clip", [(f"{c.id} · {c.split} · {c.emotion or 'unlabelled'}", c) for c in clips]), menu("window", [("", 0)])
         self.model, self.way = menu("model", list(models)), menu("weighing", [RAW, ROLLOUT, GRADIENT])
@@ -611,13 +663,14 @@ class AttentionPanel:
         self._offer(self.head, [("mean", None), *((str(i + 1), i) for i in range(seen.cross[0].shape[1]))])
         self.head.disabled, self.answer.disabled, self.small.disabled = way == ROLLOUT, way != GRADIENT, seen.grid == 1
         if self.shown is not piece: self._show_piece(piece)
-        table, label = weigh(seen, task, way, self.layer.value, self.head.value, self.answer.value)
+        found = self.gradient_of(self._asked(seen), self.model.value, clip, start) if way == GRADIENT else None
+        table, label = weigh(seen, task, way, self.layer.value, self.head.value, found=found)
         heat = lay_out(seen, table, READERS[self.reader.value])
         show_heat(seen, heat, piece, self.axs, self._title(seen), label, even=way == RAW)
         self.warm = heat_on(piece.frames, heat.places, moment_of(seen, len(piece.frames), piece.fps))
-        self.figure.value = cursor_html(png_of(self.axs[0, 0].figure), time_axis(self.axs), piece.seconds, seen.audio_at[0] + seen.audio_at[1] * len(heat.time), self.key)
+        self.figure.value = cursor_html(png_bytes(self.stage.draw()), time_axis(self.axs), piece.seconds, seen.audio_at[0] + seen.audio_at[1] * len(heat.time), self.key)
         self.face.value = face_html(self.warm, piece.fps, self.key)
-        self._show_heads(seen, label)
+        self._show_heads(seen, found, label)
         self.words.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._say(seen, heat, table))
 
     def _film(self, clip: Clip, start: int) -> bytes:
@@ -627,17 +680,17 @@ class AttentionPanel:
     def _show_piece(self, piece: Piece) -> None:
         self.axs, where = show_piece(piece, new_panel()), dict(width_ratios=(1, 0.04), left=0.15, right=0.85, top=0.88, bottom=0.16, wspace=0.05)
         self.small_axs = plt.figure(figsize=(4.4, 3.2), layout=PlaceHolderLayoutEngine(True, True)).subplots(1, 2, gridspec_kw=where)
+        self.stage = Stage(self.axs[0, 0].figure, [*self.axs[1:4, 0], *self.axs[[1, 3], 1], self.axs[0, 0].title])
         for axs in (self.axs[0, 0], self.small_axs[0]): plt.close(axs.figure)  # they are shown here, and not at the end of a cell
         self.film.value, self.shown = film_html(self.film_of(self.clip.value, self.window.value), self.key), piece
 
-    def _show_heads(self, seen: Look, label: str) -> None:
-        gradient, by_place = self.way.value == GRADIENT, self.small.value == "place" and seen.grid > 1
-        maps = 1000 * by_gradient(seen, answers(seen, self.store.task)[self._asked(seen)]) if gradient else raw(seen)
-        for ax in self.small_axs: ax.clear()
+    def _show_heads(self, seen: Look, found: Tensor | None, label: str) -> None:
+        gradient, by_place = found is not None, self.small.value == "place" and seen.grid > 1
+        maps = 1000 * found if gradient else raw(seen)
         marked = None if self.way.value == ROLLOUT else (None if len(seen.cross) > 1 and self.layer.value is None else self.layer.value or 0, self.head.value)
         title = f"{'places on the face' if by_place else 'sound (upwards) against picture'}{'' if gradient else ', raw'}"
         show_head_maps(head_maps(seen, maps, READERS[self.reader.value] if by_place else None), marked, title, label, not by_place, *self.small_axs)
-        self.heads.value = png_of(self.small_axs[0].figure)
+        self.heads.value = png_bytes(Stage(self.small_axs[0].figure, []).draw())
 
     def _asked(self, seen: Look) -> str: return told(seen, self.store.task) if self.answer.value == TOLD else self.answer.value
 
