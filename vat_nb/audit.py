@@ -200,7 +200,7 @@ def show_witnesses(
     axs[-1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return axs
 
-# %% ../nbs/22c_audit.ipynb #2f43130a
+# %% ../nbs/22c_audit.ipynb #06cbb5d6
 def save_weights(
     path: str | Path,  # a .csv
     weights: dict[str, float],  # id -> 0..1
@@ -219,7 +219,7 @@ def read_weights(
     table = pd.read_csv(path, dtype=dict(id=str))
     return dict(zip(table["id"], table["weight"].astype(float)))
 
-# %% ../nbs/22c_audit.ipynb #cb650d57
+# %% ../nbs/22c_audit.ipynb #1f2db57b
 class AuditPanel:
     "A run's clips, the most suspicious first, to look at, to listen to and to weigh. Show `panel.box`."
 
@@ -300,8 +300,8 @@ class AuditPanel:
         w, media = ipywidgets, self.looks.store.media(clip)
         ax = show_wave(media.audio, ax=new_axes(3.2, 1.1))
         number = lambda name, form: f"{name} {r[name]:{form}}" if np.isfinite(r[name]) else f"{name} unknown"
-        late = f", sound late by {r['late']:.1f} s" if np.isfinite(r["late"]) else ""
-        words = w.HTML(f"<b>{html.escape(clip.id)}</b><br>{html.escape(r['emotion'])}, {html.escape(r['speaker'])}, {html.escape(clip.split)}<br><b>suspicion {r['suspicion']:.2f}</b><br>{number('matching', '.2f')}, {number('cosine', '.2f')}<br>{number('rank', '.2f')}, {number('sync', '.2f')}{late}", layout=w.Layout(width="19em"))
+        late = "" if not np.isfinite(r["late"]) or not r["late"] else f", sound {abs(r['late']):.1f} s {'late' if r['late'] > 0 else 'early'}"
+        words = w.HTML(f"<div style='line-height:1.4'><b>{html.escape(clip.id)}</b><br>{html.escape(r['emotion'])}, {html.escape(r['speaker'])}, {html.escape(clip.split)}<br><b>suspicion {r['suspicion']:.2f}</b><br>{number('matching', '.2f')}, {number('cosine', '.2f')}<br>{number('rank', '.2f')}, {number('sync', '.2f')}{late}</div>", layout=w.Layout(width="19em"))
         drop = w.Checkbox(self.weights.get(clip.id, 1) == 0, description="drop", indent=False, layout=w.Layout(width="8em"))
         weight = w.BoundedFloatText(self.weights.get(clip.id, 1.0), min=0, max=1, step=0.25, description="weight", style=dict(description_width="4em"), layout=w.Layout(width="10em"))
         def weigh(change):
