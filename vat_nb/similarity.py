@@ -30,7 +30,7 @@ from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
 from .preprocess import Store
-from .show import MATRIX, PALETTE, new_axes, show_curves, show_frames, show_wave
+from .show import MATRIX, PALETTE, new_axes, show_frames, show_wave
 from .snapshots import Run, Snapshot, choose_clips, run_model, take_snapshot
 from .speaker import against_speakers
 from .training import load_tensors, save_tensors
@@ -60,7 +60,8 @@ def space_numbers(
     sim = v @ a.T
     found = {f"recall@{k} {way}": x for k in ks for way, x in recall_at(sim, k).items()} | {f"chance@{k}": min(k / max(len(v), 1), 1.0) for k in ks}
     others = sim[~np.eye(len(v), dtype=bool)]
-    found |= {"alignment": alignment(v, a), "uniformity video": uniformity(v), "uniformity audio": uniformity(a), "cosine own": float(np.diag(sim).mean()), "cosine others": float(others.mean()) if len(others) else math.nan}
+    found |= {"alignment": alignment(v, a), "uniformity video": uniformity(v), "uniformity audio": uniformity(a)}
+    found |= {"cosine own": float(np.diag(sim).mean()), "cosine others": float(others.mean()) if len(others) else math.nan}
     return found | ({} if own is None else {"matching own": float(np.mean(own))})
 
 # %% ../nbs/22b_similarity.ipynb #583f9b2f
@@ -265,7 +266,8 @@ def show_movement(
     if axs is None: axs = plt.subplots(1, 4, figsize=(13, 2.9), layout="constrained")[1]
     recall = {f"recall at {k}": table[[f"recall@{k} video->audio", f"recall@{k} audio->video"]].mean(axis=1) for k in (1, 5, 10)}
     panels = [("recall (mean of both ways)", recall), ("squared distance of partners", {"alignment": table["alignment"]}),
-              ("log of mean potential", {f"uniformity {m}": table[f"uniformity {m}"] for m in ("video", "audio")}), ("probability, cosine", {"matching, own pair": table["matching own"], "cosine, own pair": table["cosine own"], "cosine, others": table["cosine others"]})]
+              ("log of mean potential", {f"uniformity {m}": table[f"uniformity {m}"] for m in ("video", "audio")}),
+              ("probability, cosine", {"matching, own pair": table["matching own"], "cosine, own pair": table["cosine own"], "cosine, others": table["cosine others"]})]
     tuned = table.loc[table["stage"] == "finetune", "step"] - table.loc[table["stage"] == "finetune", "epoch"]
     for ax, (ylabel, curves) in zip(axs, panels):
         for i, (name, values) in enumerate(curves.items()):
