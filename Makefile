@@ -2,6 +2,7 @@
 # make test    set up, then run every notebook and test
 # make crossval | ablation | semisupervised   folds and ensembles; what each part is worth; how many labels it takes (all resumable)
 # make lab     JupyterLab on this machine, with a token
+# make docs    the documentation site, into site/: open site/index.html, no server and no network needed
 # Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"
 
 DATASET ?= demo
@@ -10,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
 
-.PHONY: setup train preprocess results benchmark crossval ablation semisupervised alignment audit test lab export readme figures clean
+.PHONY: setup train preprocess results benchmark crossval ablation semisupervised alignment audit test lab docs export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -42,8 +43,14 @@ test: setup
 	$(BIN)/nbdev-test --n-workers 1 --file-glob '[0-9]*.ipynb' --timing
 	$(BIN)/python -m pytest -q tests
 
+# files of up to a gigabyte can be sent to a notebook (predict.ipynb); without the setting ten megabytes end the connection
 lab: setup
-	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+	$(BIN)/jupyter lab --ip=127.0.0.1 --notebook-dir=. "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}" $(if $(filter 0,$(shell id -u)),--allow-root) nbs/index.ipynb
+
+# both variables only silence advertisements
+docs: setup
+	NO_MKDOCS_2_WARNING=1 DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+	@echo "look at site/index.html"
 
 export: setup
 	$(BIN)/nbdev-export
@@ -52,10 +59,11 @@ export: setup
 readme: setup
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --stdout nbs/index.ipynb | sed 's#\.\./##g' > README.md
 
-# the pictures in the README; those of runs are copied where they are
+# the pictures in the README and in docs/; those of runs are copied where they are
 figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
+	$(BIN)/python docs/draw.py
 	for f in alignment robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
 
 clean:
-	rm -rf $(VENV) build *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache
+	rm -rf $(VENV) build site *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache

@@ -17,6 +17,7 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 ARTEFACTS = PROJECT / "artefacts"  # screenshots to look at
 FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
+LARGE = "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}"  # files of up to a gigabyte can be sent, as in `make lab`
 PICTURES = ".jp-OutputArea img, .jupyter-widgets img"
 QUIET = ("favicon", "Failed to load resource")  # console errors that say nothing about a notebook: answers of the server that are not 200
 
@@ -47,7 +48,7 @@ def jupyterlab(root, **environment):
     folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
     env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | folders | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython")) | environment
     command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", f"--ServerApp.root_dir={root}"]
+    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", f"--ServerApp.root_dir={root}", LARGE]
     log = (root / "jupyterlab.log").open("wb")
     server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *command], cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
@@ -128,20 +129,33 @@ class Notebook:
         "`src` of every picture that matches, as long as its bytes are; a picture without any is left out."
         return [s for s in self.page.eval_on_selector_all(selector, "nodes => nodes.map(n => n.src)") if s]
 
+    def wait_change(self, before, selector=PICTURES, timeout=60):
+        "Wait until the pictures' `src` are not those of `before`, which `sources` gave."
+        other = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].map(n => n.src).filter(s => s); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
+        self.page.wait_for_function(other, arg=[selector, before], timeout=1000 * timeout)
+
     @contextmanager
     def changes(self, selector=PICTURES, timeout=60):
-        "What is done in this `with` must give a picture another `src`; timeout in s."
+        "What is done in this `with` must give a picture another `src`; then the kernel is idle again. timeout in s."
         before = self.sources(selector)
         yield
-        same = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].map(n => n.src).filter(s => s); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
-        self.page.wait_for_function(same, arg=[selector, before], timeout=1000 * timeout)
+        self.wait_change(before, selector, timeout)
         self.idle(timeout)
+
+    def interrupt(self):
+        "Stop what runs, as the stop button does."
+        self.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt()")
+        self.wait()
 
     def screenshot(self, name, most=9000):
         "The whole notebook as artefacts/NAME.png, at most this many pixels high."
         ARTEFACTS.mkdir(exist_ok=True)
-        size, height = self.page.viewport_size, self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-WindowedPanel-outer')].map(n => n.scrollHeight))")
-        self.page.set_viewport_size(size | dict(height=min(height + 150, most)))
+        size = self.page.viewport_size
+        self.page.set_viewport_size(size | dict(height=most))
+        self.page.wait_for_timeout(300)
+        self.page.evaluate("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(n => n.scrollTop = 0)")
+        bottom = self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(n => n.getBoundingClientRect().bottom))")
+        self.page.set_viewport_size(size | dict(height=min(max(round(bottom) + 60, size["height"]), most)))
         self.page.wait_for_timeout(300)
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
         self.page.set_viewport_size(size)

@@ -6,7 +6,8 @@ CELLS = """a = 1
 ---
 import matplotlib.pyplot as plt, ipywidgets as w, io
 from IPython.display import display, Image
-slider, menu, box, said, upload = w.IntSlider(a, 0, 9, description="height", continuous_update=False), w.Dropdown(options=["red", "blue"], description="colour"), w.Checkbox(False, description="grid"), w.Label(), w.FileUpload()
+slider, menu = w.IntSlider(a, 0, 9, description="height", continuous_update=False), w.Dropdown(options=["red", "blue"], description="colour")
+box, said, upload = w.Checkbox(False, description="grid"), w.Label(), w.FileUpload()
 def draw(height, colour, grid):
     plt.figure(figsize=(2, 1)); plt.plot([0, height], color=colour); plt.grid(grid); plt.show()
 display(w.VBox([slider, menu, box, w.interactive_output(draw, dict(height=slider, colour=menu, grid=box)), upload, said]))

@@ -109,43 +109,101 @@ def test_unknown_class_names_the_row(small_release, tmp_path):
 
 
 TRAIN = """
-import sys, torch
+import os, random, signal, sys, time, torch
 from pathlib import Path
+from vat_nb.augment import Augment
+from vat_nb.checkpoint import save_tensors
+from vat_nb.inference import predict, score
 from vat_nb.loading import make_loader
 from vat_nb.model import build_vat
 from vat_nb.preprocess import open_store
-from vat_nb.training import Pretrain, Schedule, fit, make_accelerator, save_tensors
-if __name__ == "__main__":
-    store, out, epochs = open_store(sys.argv[1]), Path(sys.argv[2]), 6
-    accelerator = make_accelerator("cpu", 3)
+from vat_nb.training import Finetune, Pretrain, Schedule, fit, make_accelerator
+
+def train(store, out, minutes):
+    "Both stages, with a reading process, augmentation, distillation and validation."
+    accelerator, augment = make_accelerator("cpu", 3), Augment(0.5, 0.5, 0.2)
     torch.use_deterministic_algorithms(True)
-    objective = Pretrain(build_vat("tiny", 64, 10.0, 6, 1), queue=13)
-    fit(objective, make_loader(store, store.usable("train"), 20, 8, True), accelerator, epochs, Schedule(1e-3, momentum=0.9), checkpoint=out / "run.safetensors", about=dict(a=1))
-    save_tensors(out / "end.safetensors", objective.state_dict(), {})
+    model = build_vat("tiny", 64, 10.0, 6, 1)
+    def loader():
+        found = make_loader(store, store.usable("train"), 10, 6, True, workers=1)
+        found.multiprocessing_context = "fork"  # a spawned process would import torch at each start
+        return found
+    judge = lambda model: dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 10)), store.task)["f1"])
+    how = dict(checkpoint=out / "run.safetensors", about=dict(a=1), minutes=minutes)
+    pretraining = Pretrain(model, queue=13, augment=augment)
+    rows = fit(pretraining, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), **how)
+    tuning = Finetune(model, augment=augment, mixup=0.4)
+    rows += fit(tuning, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), judge, **how | dict(checkpoint=out / "tune.safetensors"))
+    measured = {k for row in rows for k in row} - {"seconds", "clips per second"}
+    rows = torch.tensor([[row.get(k, -1.0) for k in sorted(measured)] for row in rows])
+    state = {f"p.{k}": v for k, v in pretraining.state_dict().items() if not k.startswith("student.")}  # the student is tuning's
+    save_tensors(out / "end.safetensors", state | {f"t.{k}": v for k, v in tuning.state_dict().items()} | dict(rows=rows), {})
+
+def start(store, out, minutes=0):
+    "A process of its own, which need not import torch again."
+    out.mkdir(exist_ok=True)
+    if pid := os.fork(): return pid
+    os.setsid()
+    try: train(store, out, minutes)
+    except BaseException as e:
+        print(repr(e), file=sys.stderr)
+        os._exit(e.code if isinstance(e, SystemExit) else 1)
+    os._exit(0)
+
+def stamp(out): return [f.stat().st_mtime_ns if (f := out / f"{n}.safetensors").exists() else 0 for n in ("run", "tune", "end")]
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    store, there, draw = open_store(sys.argv[1]), Path(sys.argv[2]), random.Random(0)
+    assert os.waitpid(start(store, there / "whole"), 0)[1] == 0
+    killed = there / "killed"
+    for kill in range(10):
+        pid, before, states = start(store, killed), stamp(killed), draw.randint(1, 4)
+        while states:  # so many states later, and a little
+            time.sleep(0.001)
+            if stamp(killed) != before: before, states = stamp(killed), states - 1
+        time.sleep(0.1 * draw.random())
+        os.killpg(pid, signal.SIGKILL)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL and not stamp(killed)[2], f"kill {kill} came too late to test anything"
+    assert os.waitpid(start(store, killed), 0)[1] == 0
 """
 
 
-def test_killed_training_ends_with_the_same_weights(small_release, tmp_path):
-    from vat_nb.training import load_tensors
-    (tmp_path / "pre.py").write_text(PREPROCESS)
+@pytest.fixture(scope="module")
+def small_store(small_release, tmp_path_factory):
+    from vat_nb.preprocess import preprocess
+    from vat_nb.releases import clips, mer23
+    folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
+    preprocess(clips(release), release.task, folder, fps=10.0, size=64, processes=1)
+    return folder
+
+
+def test_a_training_killed_ten_times_ends_with_the_same_weights(small_store, tmp_path):
+    "SIGKILL at random moments: in an epoch, while a state is saved, between the stages."
+    from vat_nb.checkpoint import load_tensors
     (tmp_path / "train.py").write_text(TRAIN)
-    store = tmp_path / "store"
-    subprocess.run([sys.executable, tmp_path / "pre.py", small_release, store, "1"], check=True, stderr=subprocess.DEVNULL)
-    ends = []
-    for kill in (False, True):
-        out = Path(tmp_path, str(kill))
-        out.mkdir()
-        command = [sys.executable, tmp_path / "train.py", store, out]
-        if kill:
-            run = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-            while run.poll() is None and not (out / "run.safetensors").exists(): time.sleep(0.01)
-            time.sleep(0.7)
-            run.send_signal(signal.SIGKILL)
-            run.wait()
-            assert not (out / "end.safetensors").exists(), "it was killed too late to test anything"
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-        ends.append(load_tensors(out / "end.safetensors")[0])
-    assert ends[0].keys() == ends[1].keys() and all((ends[0][k] == ends[1][k]).all() for k in ends[0])
+    subprocess.run([sys.executable, tmp_path / "train.py", small_store, tmp_path], check=True)
+    whole, killed = (load_tensors(tmp_path / f"{name}/end.safetensors")[0] for name in ("whole", "killed"))
+    assert whole.keys() == killed.keys()
+    for k in whole: assert (whole[k] == killed[k]).all(), k
+
+
+def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_step(small_store, tmp_path):
+    from vat_nb.checkpoint import load_tensors
+    (tmp_path / "train.py").write_text(TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)")
+    run = subprocess.Popen([sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True)
+    path = tmp_path / "run.safetensors"
+    stamp = lambda: path.stat().st_mtime_ns if path.exists() else 0
+    place = lambda: (lambda about: (len(about["history"]), about["done"]["taken"]))(load_tensors(path)[1])
+    while run.poll() is None and not stamp(): time.sleep(0.01)  # the first epoch is over
+    before = stamp()
+    run.send_signal(signal.SIGUSR1)
+    while run.poll() is None and stamp() in (before, 0): time.sleep(0.01)
+    warned = place()
+    run.send_signal(signal.SIGTERM)
+    said = run.communicate()[1]
+    assert run.returncode == 128 + signal.SIGTERM, said[-2000:]
+    assert place() >= warned >= (1, 0)
 
 
 SLOW = """
@@ -260,13 +318,13 @@ def test_checkpoints_from_elsewhere_are_never_unpickled(tmp_path):
 
 SAVE = """
 import sys, torch
-from vat_nb.training import save_tensors
+from vat_nb.checkpoint import save_tensors
 for i in range(10**6): save_tensors(sys.argv[1], {"x": torch.full((2_000_000,), float(i))}, dict(i=i))
 """
 
 
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    from vat_nb.training import load_tensors
+    from vat_nb.checkpoint import load_tensors
     path = tmp_path / "run.safetensors"
     for wait in (0.01, 0.05, 0.1):
         run = subprocess.Popen([sys.executable, "-c", SAVE, path])

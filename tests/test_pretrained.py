@@ -85,14 +85,14 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.explore import cross_attention, show_attention
+    from vat_nb.saliency import averaged, lay_out, look, raw, show_attention
     from vat_nb.pretrained import audio_encoder, video_encoder
     one = batch_of(store).keep(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], 12.5, 32, 4, grid=grid), audio_encoder(names[audio], 32, 4))
-        over_time, places = cross_attention(model, one)
-        frames = int(one.vmask.sum())
-        assert places.shape == (-(-frames // moments), grid, grid) and over_time.shape[1] == len(places) and over_time.shape[0] == int(one.amask.sum() - 80) // 320
+        seen = look(model, one)
+        heat, frames = lay_out(seen, averaged(raw(seen))), int(one.vmask.sum())
+        assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (int(one.amask.sum() - 80) // 320, len(heat.places))
         show_attention(model, one)
 
 

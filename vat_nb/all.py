@@ -31,11 +31,14 @@ from .masked import *
 from .supervise import *
 from .pseudo import *
 from .metrics import *
+from .checkpoint import *
 from .training import *
 from .inference import *
 from .ensemble import *
 from .baseline import *
 from .explore import *
+from .windows import *
+from .saliency import *
 from .experiment import *
 from .snapshots import *
 from .similarity import *

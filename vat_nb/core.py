@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #09285743
 from __future__ import annotations
-import ast, configparser, difflib, os
+import ast, configparser, difflib, errno, os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,7 +87,7 @@ def write_atomically(
     raw: bytes,
     flush: bool = False,  # wait until the bytes are on the disk
 ) -> None:
-    "Replace a file so that it is always the old one or the new one, whole. Raises OSError, and leaves nothing behind, when the disk is full."
+    "Replace a file so that it is always the old one or the new one, whole. Raises OSError, in words, and leaves nothing behind, when the disk is full."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -98,13 +98,15 @@ def write_atomically(
                 f.flush()
                 os.fsync(f.fileno())
         os.replace(aside, path)
-    except OSError:
+    except OSError as e:
         aside.unlink(missing_ok=True)
-        raise
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
+        raise OSError(e.errno, f"the disk of {path.parent} is full; what is done is kept: make room and run again with the same parameters") from None
 
 # %% ../nbs/00_core.ipynb #b3b8a46b
 class ParameterError(ValueError):
     "A recipe or a notebook parameter that cannot be right; the message names the nearest that could."
+    def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]  # a notebook shows the sentence alone
 
 
 def _literal(s: str) -> Any:

@@ -16,13 +16,13 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, logsumexp
 from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch.utils.data import DataLoader
+from .checkpoint import load_tensors, refuse_other, save_tensors
 from .core import Batch, Clip
 from .inference import HEADS, Predictions, main_score, predict, score, score_interval, truth
 from .media import SAMPLE_RATE
 from .metrics import calibration_error, each_draw, f1_of_draws, negative_log_likelihood, paired_interval, scores
 from .model import VAT
 from .releases import Task
-from .training import load_tensors, refuse_other, save_tensors
 
 # %% ../nbs/19b_ensemble.ipynb #5da284ed
 def folds(

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
 from .augment import Augment
+from .checkpoint import refuse_other
 from .core import Clip, ParameterError, find_settings
 from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
@@ -32,7 +33,7 @@ from .releases import Task, clips as release_clips, read_release
 from .speaker import against_speakers
 from .supervise import FixedBlend, GradientBlend, UncertaintyBlend, Weights, head_losses
 from .synth import write_demo
-from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, refuse_other
+from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, tracker_names
 
 # %% ../nbs/21_experiment.ipynb #57e7a1aa
 SHARES = ("alpha", "mask_rate", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay")
@@ -64,6 +65,7 @@ def check_recipe(
     varied = r["augment_image"] or r["augment_wave"] or r["against_speaker"]
     refuse(r["cache_features"] and varied, "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
+    tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
     refuse(r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1, f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9")
     return recipe
@@ -257,7 +259,8 @@ def pretrain(
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"])
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
-    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]), checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch)
+    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
+               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"])
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -294,7 +297,7 @@ def finetune(
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
     about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch)
+               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"])
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(

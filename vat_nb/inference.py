@@ -10,7 +10,7 @@ __all__ = ['HEADS', 'FORMS', 'BUILDING', 'Predictions', 'predict', 'truth', 'sco
 # %% ../nbs/19_inference.ipynb #7ffe9bcc
 import json, tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ import numpy as np, pandas as pd, torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from scipy.special import softmax
 from torch.utils.data import DataLoader
+from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Batch, Clip, find_settings, write_atomically
 from .corrupt import CONDITIONS, Condition, Noise, babble, clip_rng
 from .loading import make_loader
@@ -27,7 +28,6 @@ from .model import VAT, build_vat
 from .preprocess import Store, open_store, preprocess
 from .releases import Task
 from .speaker import against_speakers
-from .training import load_tensors, load_weights, save_tensors
 
 # %% ../nbs/19_inference.ipynb #90ef1f3e
 HEADS = ("video", "audio", "fusion")  # in the order of `model.Output`
@@ -249,6 +249,44 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         load_weights(model, tensors, path)
         return cls(model.to(device), task, r, config["temperature"])
 
+    def open(
+        self,
+        paths: Iterable[str | Path],  # videos
+        folder: str | Path,  # becomes a store
+        processes: int = 1,
+        limit: float = 300.0,  # s that reading one file may take
+    ) -> Store:  # its clips are the paths, in their order
+        "Read video files as the model wants them; one that cannot be read has a failed row in the ledger."
+        r = self.recipe
+        clips = [Clip(f"{i:08d}", str(p), "files", None, (np.nan,) * len(self.task.targets), f"{i:08d}") for i, p in enumerate(paths)]
+        preprocess(clips, self.task, folder, fps=r["fps"], size=r["image"], quality=r["quality"], faces=r["faces"], processes=processes, limit=limit)
+        store = open_store(folder)
+        return store._replace(change=against_speakers(store, store.usable())) if r["against_speaker"] else store  # nobody says whose voices these are: each file is set against itself
+
+    def look(self, store: Store) -> Predictions:  # store: from `open`
+        "What the model says of every clip that could be read."
+        return predict(self.model, make_loader(store, store.usable(), self.recipe["frames"], batch_size=16))
+
+    def table(
+        self,
+        store: Store,  # from `open`
+        found: Predictions | None,  # from `look`; None where no clip could be read
+    ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
+        "Predictions of the fused head, one row for every file."
+        rows = pd.DataFrame([dict(path=c.path, **store.ledger.loc[c.id, ["status", "reason"]]) for c in store.clips], columns=["path", "status", "reason"])
+        if found is None: return rows
+        at, task = [int(c.id) for c in found.clips], self.task
+        if task.classes:
+            p = self.probabilities(found.logits["fusion"])
+            rows.loc[at, "emotion"] = [task.classes[i] for i in p.argmax(1)]
+            for k, name in enumerate(task.classes): rows.loc[at, f"p({name})"] = p[:, k]
+        for k, name in enumerate(task.targets): rows.loc[at, name] = found.values["fusion"][:, k]
+        return rows
+
+    def probabilities(self, logits: np.ndarray) -> np.ndarray:  # [N, C] both
+        "Calibrated probabilities."
+        return softmax(logits / self.temperature, axis=1)
+
     def predict(
         self,
         paths: Iterable[str | Path],  # videos
@@ -256,23 +294,9 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         limit: float = 300.0,  # s that reading one file may take
     ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
         "Predict emotion for video files, one row each; one that cannot be read has a reason and no emotion."
-        paths, r, task = [Path(p) for p in paths], self.recipe, self.task
-        clips = [Clip(f"{i:08d}", str(p), "files", None, (np.nan,) * len(task.targets)) for i, p in enumerate(paths)]
         with tempfile.TemporaryDirectory() as tmp:
-            ledger = preprocess(clips, task, tmp, fps=r["fps"], size=r["image"], quality=r["quality"], faces=r["faces"], processes=processes, limit=limit).set_index("id")
-            store = open_store(tmp)
-            rows = pd.DataFrame(dict(path=map(str, paths), status=[ledger.loc[c.id, "status"] for c in clips], reason=[ledger.loc[c.id, "reason"] for c in clips]))
-            if not (usable := store.usable()): return rows
-            if r["against_speaker"]:  # nobody says whose voices these are: each file is set against itself
-                store = store._replace(change=against_speakers(store, usable := [replace(c, speaker=c.id) for c in usable]))
-            found = predict(self.model, make_loader(store, usable, r["frames"], batch_size=16))
-        at = [int(c.id) for c in usable]
-        if task.classes:
-            p = softmax(found.logits["fusion"] / self.temperature, axis=1)
-            rows.loc[at, "emotion"] = [task.classes[i] for i in p.argmax(1)]
-            for k, name in enumerate(task.classes): rows.loc[at, f"p({name})"] = p[:, k]
-        for k, name in enumerate(task.targets): rows.loc[at, name] = found.values["fusion"][:, k]
-        return rows
+            store = self.open(paths, tmp, processes, limit)
+            return self.table(store, self.look(store) if store.usable() else None)
 
 
 def _fetch(name: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_) -> str:

@@ -584,7 +584,7 @@ def feature_loader(
     "Batches of cached features, with the windows that `make_loader` would take."
     dataset = FeatureDataset(folder, store, clips, frames)
     many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
-    return DataLoader(dataset, batch_size, sampler=Windows(dataset.lengths, frames, shuffle, seed, weights), collate_fn=collate_features, num_workers=workers, pin_memory=pin, **many)
+    return DataLoader(dataset, batch_size, sampler=Windows(dataset.lengths, frames, shuffle, seed, weights), collate_fn=collate_features, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)
 
 # %% ../nbs/10b_pretrained.ipynb #19b538ac
 def feature_encoders(

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'GAUGES', 'set_style', 'new_axes', 'show_matrix', 'show_frames', 'show_wave',
-           'show_logmel', 'show_curves', 'show_intervals', 'show_progress', 'Panel', 'show_page', 'save_figure']
+           'show_logmel', 'show_curves', 'show_intervals', 'progress_curves', 'show_progress', 'Panel', 'show_page',
+           'save_figure']
 
 # %% ../nbs/01_show.ipynb #476986d0
 import math
@@ -98,12 +99,13 @@ def show_logmel(
     title: str = "",
     label: str = "log energy",
     ax: Axes | None = None,
+    cax: Axes | None = None,  # for the colour bar; None takes room from `ax`
 ) -> Axes:
     "Draw a log-mel spectrogram, low pitches below."
     mel = np.asarray(mel, dtype=float)
     ax = ax or new_axes(8, 2)
     im = ax.imshow(mel, origin="lower", aspect="auto", cmap=SPECTRUM, extent=(0, mel.shape[1] * hop, 0, mel.shape[0]), interpolation="none")
-    ax.figure.colorbar(im, ax=ax, label=label, pad=0.01)
+    ax.figure.colorbar(im, cax=cax, **dict(ax=ax, pad=0.01) if cax is None else {}, label=label)
     ax.set(xlabel="time (s)", ylabel="mel band", title=title)
     return ax
 
@@ -143,7 +145,19 @@ def show_intervals(
     return ax
 
 # %% ../nbs/01_show.ipynb #7a664675
-GAUGES = {"lr": "learning rate", "alpha": "alpha, weight of\nthe teacher", "gradient norm": "gradient norm\nbefore clipping", "clips per second": "clips\nper second", "GPU MiB": "GPU memory\n(MiB)"}  # numbers of an epoch that have an axis of their own
+GAUGES = {"lr": "learning rate", "alpha": "alpha, weight of\nthe teacher", "gradient norm": "gradient norm\nbefore clipping",
+          "clips per second": "clips\nper second", "GPU MiB": "GPU memory\n(MiB)"}  # numbers of an epoch that have an axis of their own
+
+
+def progress_curves(
+    history: list[dict[str, float]],  # rows of `training.fit`, one per epoch
+) -> dict[str, dict[str, list[float]]]:  # "losses", "scores", "held-out losses" and what is there of GAUGES -> name -> one value per epoch
+    "Sort what the rows of a run say."
+    names = [k for k in dict.fromkeys(k for row in history for k in row) if k not in ("epoch", "loss", "seconds", "skipped", *GAUGES) and not k.startswith("weight ")]
+    held = [k for k in names if k.startswith(("valid ", "teacher "))]
+    kinds = dict(losses=[k for k in names if k not in held], scores=[k for k in held if not k.endswith(" loss")]) | {"held-out losses": [k for k in held if k.endswith(" loss")]}
+    kinds |= {k: [k] for k in GAUGES if any(k in row for row in history)}
+    return {kind: {k.removeprefix("valid ").removesuffix(" loss"): [row.get(k, math.nan) for row in history] for k in keys} for kind, keys in kinds.items() if keys}
 
 
 def show_progress(
@@ -151,19 +165,16 @@ def show_progress(
     title: str = "",
 ) -> dict[str, Axes]:  # "losses", "scores" and "held-out losses" where there are any, and one for each of GAUGES that is there
     "Draw all that a run says of its epochs."
-    names = [k for k in dict.fromkeys(k for row in history for k in row) if k not in ("epoch", "loss", "seconds", "skipped", *GAUGES) and not k.startswith("weight ")]
-    held = [k for k in names if k.startswith(("valid ", "teacher "))]
-    wide = dict(losses=[k for k in names if k not in held], scores=[k for k in held if not k.endswith(" loss")]) | {"held-out losses": [k for k in held if k.endswith(" loss")]}
-    wide, small = {k: v for k, v in wide.items() if v}, [k for k in GAUGES if any(k in row for row in history)]
+    curves = progress_curves(history)
+    wide, small = [k for k in curves if k not in GAUGES], [k for k in curves if k in GAUGES]
     words = dict(zip(("losses", "scores", "held-out losses"), ("loss in training", "score on held-out clips", "loss on held-out clips")))
     fig = plt.figure(figsize=(4.3 * max(len(wide), 2), 4.6 if small else 2.6), layout="constrained")
     parts = fig.subfigures(2, 1, height_ratios=(1.5, 1)) if small else [fig]
     axs = dict(zip(wide, parts[0].subplots(1, len(wide), squeeze=False)[0])) | (dict(zip(small, parts[1].subplots(1, len(small), squeeze=False)[0])) if small else {})
-    column = lambda k: [row.get(k, math.nan) for row in history]
-    for k, keys in wide.items(): show_curves({key.removeprefix("valid ").removesuffix(" loss"): column(key) for key in keys}, ylabel=words[k], ax=axs[k])
-    for k in small: show_curves({k: column(k)}, ylabel=GAUGES[k], ax=axs[k]).get_legend().remove()
+    for k in wide: show_curves(curves[k], ylabel=words[k], ax=axs[k])
+    for k in small: show_curves(curves[k], ylabel=GAUGES[k], ax=axs[k]).get_legend().remove()
     for k in small:
-        axs[k].set_ylim(0, 1.1 * (np.nanmax([0, *column(k)]) or 1))
+        axs[k].set_ylim(0, 1.1 * (np.nanmax([0, *curves[k][k]]) or 1))
         axs[k].ticklabel_format(axis="y", scilimits=(-2, 4))
     if title: fig.suptitle(title, fontsize="medium")
     return axs
@@ -185,10 +196,13 @@ def show_page(
     "Draw rows of figures as one."
     heights = [p.height for p in panels]
     fig = plt.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
+    layout = fig.get_layout_engine()
+    layout.execute = lambda fig: None  # not before all is there: seaborn draws every heat map once to measure it
     for part, panel in zip(np.atleast_1d(fig.subfigures(len(panels), 1, height_ratios=heights)), panels):
         part.suptitle(panel.title, x=0.01, ha="left", fontweight="bold")
         panel.draw(part.subplots(1, panel.columns, squeeze=False)[0])
     if title: fig.suptitle(title)
+    del layout.execute
     return fig
 
 # %% ../nbs/01_show.ipynb #dbeee7a0

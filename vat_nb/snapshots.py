@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import numpy as np, torch
 from safetensors import safe_open
 from torch.utils.data import DataLoader
+from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Clip, find_settings, write_atomically
 from .experiment import has_both, loader_of
 from .inference import Recognizer
 from .model import VAT, build_vat
 from .preprocess import Store, append_rows, open_store, write_clips
 from .releases import Task
-from .training import Finetune, Pretrain, load_tensors, load_weights, save_tensors
+from .training import Finetune, Pretrain
 
 # %% ../nbs/22_snapshots.ipynb #b0ed4fa6
 def choose_clips(

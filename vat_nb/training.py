@@ -4,26 +4,27 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'Step', 'Goals', 'Pretrain', 'Finetune', 'lr_at', 'tracker_names', 'make_accelerator', 'make_optimizer',
-           'save_tensors', 'load_tensors', 'refuse_other', 'progress_line', 'LiveCurves', 'Schedule', 'train_epoch',
-           'fit', 'scored', 'Best', 'best_epoch', 'start_trackers', 'log_epoch', 'load_weights', 'save_run', 'load_run',
+           'progress_line', 'LiveCurves', 'Schedule', 'Progress', 'NotReadable', 'read_on', 'train_epoch', 'backward',
+           'fit', 'set_aside', 'scored', 'Best', 'best_epoch', 'start_trackers', 'log_epoch', 'save_run', 'load_run',
            'student_weights']
 
 # %% ../nbs/18_training.ipynb #909510b4
-import datetime, importlib.util, io, json, math, time
-from collections.abc import Callable
+import csv, datetime, importlib.util, io, json, math, time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
-import ipywidgets, matplotlib.pyplot as plt, safetensors, torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+import ipywidgets, matplotlib.pyplot as plt, torch
+from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
 from accelerate.utils import ProjectConfiguration, set_seed
 from IPython.display import display
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from .align import Queue, contrast
 from .augment import Augment, draw_mixup, drop_modality, mix_clips
-from .core import Batch, ParameterError, write_atomically
+from .checkpoint import Checkpoints, Signals, load_optimizer, load_tensors, load_weights, optimizer_tensors, random_state, refuse_other, save_tensors, set_random_state
+from .core import Batch, ParameterError
 from .masked import imagine, masked_loss
 from .match import matching_loss, matching_pairs
 from .model import TEMPERATURES, VAT, Scores
@@ -161,7 +162,7 @@ def lr_at(
     if step < rise: return lr * (step + 1) / (rise + 1)
     return min_lr + (lr - min_lr) * (1 + math.cos(math.pi * (step - rise) / max(steps - rise, 1))) / 2
 
-# %% ../nbs/18_training.ipynb #725bcdae
+# %% ../nbs/18_training.ipynb #9c7ddae8
 TRACKERS = ("tensorboard", "wandb", "mlflow")  # programs that draw runs beside each other; each is its package's name
 
 
@@ -169,13 +170,13 @@ def tracker_names(
     trackers: str | None,  # one of TRACKERS, or several with commas between them
 ) -> list[str]:
     "Which programs are told of a run. Raises ParameterError for one that is unknown or not installed."
-    names = [name.strip() for name in (trackers or "").split(",") if name.strip()]
+    names = [name.strip() for name in str(trackers or "").split(",") if name.strip()]
     for name in names:
         if name not in TRACKERS: raise ParameterError(f"trackers cannot be {name!r}: valid are {', '.join(TRACKERS)}, or several with commas between them")
         if importlib.util.find_spec(name) is None: raise ParameterError(f"trackers names {name}, which is not installed: run pip install {name}, or leave trackers out")
     return names
 
-# %% ../nbs/18_training.ipynb #9c7ddae8
+# %% ../nbs/18_training.ipynb #2bc6ab26
 def make_accelerator(
     device: str | None = None,  # "cuda", "mps", "cpu"; None takes the first of them that is there
     seed: int = 0,
@@ -193,7 +194,7 @@ def make_accelerator(
                        project_config=ProjectConfiguration(logging_dir=str(Path(folder or ".", "logs"))),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
 
-# %% ../nbs/18_training.ipynb #3178cfba
+# %% ../nbs/18_training.ipynb #bf150433
 def make_optimizer(
     model: nn.Module,
     weight_decay: float = 0.02,  # on matrices; biases, norms and the temperature have none
@@ -207,59 +208,7 @@ def make_optimizer(
     groups = [dict(params=ps, weight_decay=decay * weight_decay, lr_scale=share) for share, decay, ps in chosen]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
-# %% ../nbs/18_training.ipynb #7e587031
-def save_tensors(
-    path: str | Path,  # a .safetensors file
-    tensors: dict[str, Tensor],
-    about: dict[str, Any],  # what JSON can hold
-) -> None:
-    "Write tensors and JSON into one file, atomically."
-    write_atomically(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, dict(about=json.dumps(about))), flush=True)
-
-
-def load_tensors(
-    path: str | Path,
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    "Read tensors and JSON. Raises ValueError when the file is not one of ours."
-    try:
-        with safetensors.safe_open(path, "pt") as f: return {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["about"])
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {e})") from None
-
-# %% ../nbs/18_training.ipynb #f9adb786
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {f"optimizer.{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict] = {}
-    for key, v in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = v
-    optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
-
-# %% ../nbs/18_training.ipynb #ed2af029
-def _random_state() -> dict[str, Tensor]:
-    cuda = {f"random.cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())} if torch.cuda.is_available() else {}
-    return {"random.cpu": torch.get_rng_state(), **cuda}
-
-
-def _set_random_state(tensors: dict[str, Tensor]) -> None:
-    torch.set_rng_state(tensors["random.cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"random.cuda{i}" in tensors: torch.cuda.set_rng_state(tensors[f"random.cuda{i}"], i)
-
-# %% ../nbs/18_training.ipynb #0ce50ab9
-def refuse_other(
-    saved: dict[str, Any],  # settings that a checkpoint was made with
-    now: dict[str, Any],  # settings of this run
-    path: str | Path,  # named in the message
-) -> None:
-    "Raise ValueError, showing the difference, when a run would go on under other settings."
-    other = [f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
-    if other: raise ValueError(f"the checkpoint {path} was made with other settings ({'; '.join(other)}). Take the same, or another out folder (-p out runs/NAME), or start again with -p resume False")
-
-# %% ../nbs/18_training.ipynb #203f6300
+# %% ../nbs/18_training.ipynb #14ffd7c6
 def progress_line(
     history: list[dict[str, float]],  # rows of `fit`
     epochs: int,  # of the whole run
@@ -299,7 +248,7 @@ class LiveCurves:
         self.handle.update(fig)
         plt.close(fig)
 
-# %% ../nbs/18_training.ipynb #0619575a
+# %% ../nbs/18_training.ipynb #d96ba0cd
 class Schedule(NamedTuple):
     "How a run steps."
     lr: float = 1e-4  # highest learning rate
@@ -311,40 +260,78 @@ class Schedule(NamedTuple):
     alpha: float = 0.4  # weight of the teacher's soft targets
     layer_decay: float = 1.0  # learning rate of a layer of a pretrained encoder, as a share of that of the next
 
-# %% ../nbs/18_training.ipynb #83f27289
+# %% ../nbs/18_training.ipynb #d70a4a8e
+@dataclass
+class Progress:
+    "How far an epoch has come; it is saved with the weights, so that a run goes on within an epoch."
+    taken: int = 0  # batches
+    clips: int = 0
+    steps: int = 0  # that moved the weights
+    skipped: int = 0  # whose gradient was not finite
+    in_a_row: int = 0  # skipped since the last good one
+    seconds: float = 0.0
+    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses and gradient norms over the steps
+
+
+class NotReadable(RuntimeError):
+    "The clips of a run can no longer be read."
+
+
+def read_on(loader: DataLoader) -> Iterator[Batch]:
+    "The batches of a loader. Raises NotReadable, in words, when a disk or a reading process is lost."
+    try: yield from loader
+    except (OSError, RuntimeError, ValueError) as e:
+        why = next((line for line in reversed(str(e).strip().splitlines()) if line), "")
+        raise NotReadable(f"the clips can no longer be read ({type(e).__name__}: {why}). What was trained is saved. Is the store's disk there? A process that dies while it reads is mostly out of memory: "
+                          "lower workers. Then run again with the same parameters: it goes on where it stopped") from e
+
+
 def train_epoch(
     objective: Pretrain | Finetune, wrapped: nn.Module,  # the objective, and the same as accelerate wraps it
     loader: DataLoader, accelerator: Accelerator, optimizer: torch.optim.Optimizer,
     how: Schedule,
     epoch: int,  # counted from 0
     epochs: int,  # of the whole run
-    bar: tqdm,
+    done: Progress,  # where the epoch goes on; counts on
+    after_step: Callable[[Batch, bool], None] = lambda batch, good: None,  # told of each batch, and whether it moved the weights
 ) -> dict[str, float]:  # mean losses and gradient norm, last learning rate and alpha, steps skipped, clips per second, most memory of the GPU
-    "Take every batch once. Raises FloatingPointError when ten steps in a row have no finite gradient."
-    sums, count, clips, skipped, in_a_row, steps, started = {}, 0, 0, 0, 0, len(loader), time.perf_counter()
-    for step, batch in enumerate(loader, epoch * steps):
-        bar.update()
-        batch = objective.choose(batch).to(accelerator.device, non_blocking=True)
-        if not len(batch.id): continue
-        for group in optimizer.param_groups: group["lr"] = group["lr_scale"] * lr_at(step, epochs * steps, how.lr, how.min_lr, how.warmup)
-        out = wrapped(batch, alpha_at(step, steps, how.alpha))
-        accelerator.backward(out.loss)
-        norm, clips = accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], how.clip_norm), clips + len(batch.id)
-        if torch.isfinite(norm):
-            optimizer.step()
-            objective.student.temperature.data.clamp_(*TEMPERATURES)  # outside there would be no gradient to bring it back
-            update_teacher(objective.teacher, objective.student, how.momentum)
-            objective.remember(out)
-            for k, v in (out.parts | {"loss": out.loss.detach(), "gradient norm": norm.detach()}).items(): sums[k] = sums.get(k, 0) + v
-            count, in_a_row = count + 1, 0
-        else: skipped, in_a_row = skipped + 1, in_a_row + 1
-        optimizer.zero_grad()
-        if in_a_row == 10: raise FloatingPointError(f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept")
-    row = dict(loss=math.nan) | {k: float(v) / count for k, v in sums.items()} | dict(lr=optimizer.param_groups[0]["lr"], alpha=alpha_at(max(epoch * steps + steps - 1, 0), steps, how.alpha), skipped=skipped)
-    row["clips per second"] = clips * accelerator.num_processes / (time.perf_counter() - started)
+    "Take every batch once. Raises FloatingPointError when ten steps in a row have no finite gradient, MemoryError when a batch is too large for the device."
+    steps, started = len(loader), time.perf_counter() - done.seconds
+    rates = lambda taken: (lr_at(epoch * steps + taken, epochs * steps, how.lr, how.min_lr, how.warmup), alpha_at(epoch * steps + taken, steps, how.alpha))
+    for batch in read_on(skip_first_batches(loader, done.taken) if done.taken else loader):
+        batch, good, (lr, alpha) = objective.choose(batch), True, rates(done.taken)
+        if len(batch.id):
+            for group in optimizer.param_groups: group["lr"] = group["lr_scale"] * lr
+            try: out, norm = backward(objective, wrapped, batch.to(accelerator.device, non_blocking=True), alpha, accelerator, how.clip_norm)
+            except torch.OutOfMemoryError as e: raise MemoryError(f"{accelerator.device} has no room for {len(batch.id)} clips at a time ({str(e).split('.')[0]}): lower batch_size, then frames or size") from None
+            if good := bool(torch.isfinite(norm)):
+                optimizer.step()
+                objective.student.temperature.data.clamp_(*TEMPERATURES)  # outside there would be no gradient to bring it back
+                update_teacher(objective.teacher, objective.student, how.momentum)
+                objective.remember(out)
+                for k, v in (out.parts | {"loss": out.loss.detach(), "gradient norm": norm.detach()}).items(): done.sums[k] = done.sums.get(k, 0) + v
+            optimizer.zero_grad()
+            done.steps, done.skipped, done.in_a_row = done.steps + good, done.skipped + (not good), 0 if good else done.in_a_row + 1
+        done.taken, done.clips, done.seconds = done.taken + 1, done.clips + len(batch.id), time.perf_counter() - started
+        after_step(batch, good)
+        if done.in_a_row == 10: raise FloatingPointError(f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept")
+    row = dict(loss=math.nan) | {k: float(v) / done.steps for k, v in done.sums.items()} | dict(zip(("lr", "alpha"), rates(max(done.taken - 1, 0))), skipped=done.skipped)
+    row["clips per second"] = done.clips * accelerator.num_processes / max(done.seconds, 1e-9)
     return row | ({"GPU MiB": torch.cuda.max_memory_allocated() / 2**20} if accelerator.device.type == "cuda" else {})
 
-# %% ../nbs/18_training.ipynb #a083c8f4
+
+def backward(
+    objective: Pretrain | Finetune, wrapped: nn.Module, batch: Batch,
+    alpha: float,  # weight of the teacher
+    accelerator: Accelerator,
+    clip_norm: float,  # longest gradient
+) -> tuple[Step, Tensor]:  # what the objective says, and the length of the gradient before it was clipped
+    "Loss and gradients of a batch."
+    out = wrapped(batch, alpha)
+    accelerator.backward(out.loss)
+    return out, accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], clip_norm)
+
+# %% ../nbs/18_training.ipynb #638d197e
 def fit(
     objective: Pretrain | Finetune,
     loader: DataLoader,  # of Batch; its sampler has `set_epoch`
@@ -356,33 +343,58 @@ def fit(
     about: dict[str, Any] | None = None,  # settings of this run, kept in the checkpoint; others are refused
     curves: LiveCurves | None = None,
     each_epoch: Callable[[Pretrain | Finetune, list[dict[str, float]]], None] | None = None,  # told of every epoch that ends, with the rows so far
+    minutes: float = 10.0,  # from one checkpoint to the next within an epoch
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
-    optimizer, history, best, about = make_optimizer(objective.to(accelerator.device), how.weight_decay, how.layer_decay), [], {}, about or {}
-    if checkpoint and Path(checkpoint).exists(): history, best = load_run(checkpoint, objective, optimizer, about)
+    optimizer, history, done, best = make_optimizer(objective.to(accelerator.device), how.weight_decay, how.layer_decay), [], Progress(), {}
+    kept, about = Checkpoints(checkpoint, minutes) if checkpoint else None, json.loads(json.dumps(about or {}))
+    if kept and (found := kept.load()): history, done = load_run(found, objective, optimizer, about, kept.path)
+    if kept and best_epoch(history): best = load_tensors(kept.best)[0]
     wrapped, optimizer, loader = accelerator.prepare(objective, optimizer, accelerator.prepare_data_loader(loader, device_placement=False))
-    bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader), desc=type(objective).__name__.lower(), unit="step", mininterval=5, disable=not accelerator.is_main_process)
-    for epoch in range(len(history), epochs):
-        started = time.perf_counter()
-        objective.train()
-        objective.teacher.eval()
-        loader.set_epoch(epoch)
-        row = dict(epoch=epoch + 1) | train_epoch(objective, wrapped, loader, accelerator, optimizer, how, epoch, epochs, bar)
-        if validate: row |= scored(validate, objective)
-        history.append(row | dict(seconds=time.perf_counter() - started))
-        objective.reweigh(history)
-        if (found := best_epoch(history)) and found.epoch == len(history):
-            best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
-        if each_epoch: each_epoch(objective, history)
-        if checkpoint and accelerator.is_main_process: save_run(checkpoint, objective, optimizer, history, best, about)
-        log_epoch(accelerator, type(objective).__name__.lower(), history[-1])
-        if curves: curves.update(history, epochs)
+    bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader) + done.taken, desc=type(objective).__name__.lower(), unit="step", mininterval=5, disable=not accelerator.is_main_process)
+    save = lambda: save_run(kept, objective, optimizer, history, done, about) if kept and accelerator.is_main_process else None
+    with Signals() as asked:
+        def after_step(batch: Batch, good: bool) -> None:
+            bar.update()
+            if not good and kept: set_aside(kept.path, len(history) + 1, done.taken, batch, loader.dataset)
+            if asked.save or kept and kept.due(): save()
+            if asked.save: asked.stop()
+        for epoch in range(len(history), epochs):
+            objective.train()
+            objective.teacher.eval()
+            loader.set_epoch(epoch)
+            try: row = dict(epoch=epoch + 1) | train_epoch(objective, wrapped, loader, accelerator, optimizer, how, epoch, epochs, done, after_step)
+            except NotReadable: save(); raise
+            started = time.perf_counter()
+            if validate: row |= scored(validate, objective)
+            history.append(row | dict(seconds=done.seconds + time.perf_counter() - started))
+            done = Progress()
+            objective.reweigh(history)
+            if (found := best_epoch(history)) and found.epoch == len(history):
+                best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
+                if kept and accelerator.is_main_process: save_tensors(kept.best, best, found._asdict())
+            if each_epoch: each_epoch(objective, history)
+            save()
+            log_epoch(accelerator, type(objective).__name__.lower(), history[-1])
+            if curves: curves.update(history, epochs)
+            if asked.save: asked.stop()
     bar.close()
     if curves: curves.close(history)
     if best: objective.student.load_state_dict(best)
     return history
 
-# %% ../nbs/18_training.ipynb #c066876a
+
+def set_aside(
+    path: Path,  # of the checkpoint
+    epoch: int, step: int,  # counted from 1
+    batch: Batch,
+    dataset,  # what its clips are called, if it has `clips`
+) -> None:
+    "Write down which clips were in a step that was skipped: <checkpoint>.skipped.csv."
+    names = [dataset.clips[i].id if hasattr(dataset, "clips") else str(i) for i in batch.id.tolist()]
+    with path.with_suffix(".skipped.csv").open("a", newline="", encoding="utf-8") as f: csv.writer(f).writerow([epoch, step, *names])
+
+# %% ../nbs/18_training.ipynb #b8c74af5
 def scored(
     validate: Callable[[VAT], dict[str, float]],
     objective: Pretrain | Finetune,
@@ -408,7 +420,7 @@ def best_epoch(
     found = [f for f in found if math.isfinite(f[0])]
     return max(found, key=lambda f: f[0])[1] if found else None
 
-# %% ../nbs/18_training.ipynb #009189a7
+# %% ../nbs/18_training.ipynb #17b9c610
 def start_trackers(
     accelerator: Accelerator,  # of `make_accelerator(..., trackers=...)`; without trackers nothing happens
     recipe: dict[str, Any],  # kept beside the curves
@@ -426,38 +438,25 @@ def log_epoch(
     "Tell the trackers of an epoch."
     for tracker in accelerator.trackers: tracker.log({f"{stage}/{k}": v for k, v in row.items()}, step=None if tracker.name == "wandb" else row["epoch"])
 
-# %% ../nbs/18_training.ipynb #cbab1198
-def load_weights(
-    module: nn.Module,
-    tensors: dict[str, Tensor],
-    path: str | Path,  # where they come from, named in the message
-) -> None:
-    "Put weights into a module. Raises ValueError that names the tensors which are missing, not known, or of another shape."
-    ours = module.state_dict()
-    wrong = [f"{k} is {tuple(tensors[k].shape)} there and {tuple(v.shape)} here" for k, v in ours.items() if k in tensors and tensors[k].shape != v.shape]
-    wrong += [f"{k} is missing there" for k in ours if k not in tensors] + [f"{k} is not known here" for k in tensors if k not in ours]
-    more = f"; and {len(wrong) - 4} more" if len(wrong) > 4 else ""
-    if wrong: raise ValueError(f"the weights of {path} belong to another model: {'; '.join(wrong[:4])}{more}. Take the recipe they were made with (size, image, encoders, classes)")
-    module.load_state_dict(tensors)
-
-# %% ../nbs/18_training.ipynb #cf0a4917
-def save_run(path: str | Path, objective: nn.Module, optimizer, history: list, best: dict[str, Tensor], about: dict) -> None:
+# %% ../nbs/18_training.ipynb #7b23314f
+def save_run(kept: Checkpoints, objective: nn.Module, optimizer: torch.optim.Optimizer, history: list, done: Progress, about: dict) -> None:
     "Write all that a run needs to go on."
-    tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()} | {f"best.{k}": v for k, v in best.items()}
-    save_tensors(path, tensors | _optimizer_tensors(optimizer) | _random_state(), dict(history=history, about=about))
+    tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()} | {f"sums.{k}": v for k, v in done.sums.items()}
+    kept.save(tensors | optimizer_tensors(optimizer) | random_state(), dict(history=history, done=asdict(replace(done, sums={})), about=about))
 
 
-def load_run(path: str | Path, objective: nn.Module, optimizer, about: dict) -> tuple[list, dict[str, Tensor]]:  # history, best weights
+def load_run(found: tuple[dict[str, Tensor], dict], objective: nn.Module, optimizer: torch.optim.Optimizer, about: dict, path: Path) -> tuple[list, Progress]:  # history, place in the epoch
     "Put a saved run back into objective, optimiser and random state. Raises ValueError when its settings were others."
-    tensors, saved = load_tensors(path)
-    refuse_other(saved["about"], json.loads(json.dumps(about)), path)
+    tensors, saved = found
+    refuse_other(saved["about"], about, path)
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     load_weights(objective, part("objective."), path)
-    _load_optimizer(optimizer, tensors)
-    _set_random_state(tensors)
-    return saved["history"], part("best.")
+    load_optimizer(optimizer, tensors)
+    set_random_state(tensors)
+    device = next(objective.parameters()).device
+    return saved["history"], Progress(**saved["done"] | dict(sums={k: v.to(device) for k, v in part("sums.").items()}))
 
-# %% ../nbs/18_training.ipynb #8b36747a
+# %% ../nbs/18_training.ipynb #fa421c1a
 def student_weights(
     path: str | Path,  # a checkpoint of `fit`
 ) -> dict[str, Tensor]:

@@ -1,0 +1,86 @@
+"Pictures of these pages that no notebook draws: what an alignment matrix can look like. `make figures` calls this file."
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from vat_nb.core import Clip
+from vat_nb.explore import show_alignment
+from vat_nb.inference import Predictions, Recognizer, predict
+from vat_nb.loading import make_loader
+from vat_nb.metrics import recall_at
+from vat_nb.preprocess import open_store
+from vat_nb.releases import MER23, Task
+from vat_nb.show import save_figure, set_style
+from vat_nb.synth import plan_demo
+from vat_nb.training import load_weights, student_weights
+
+TOP = Path(__file__).resolve().parents[1]
+TASK = Task(MER23.classes[:4])  # four emotions, fifteen clips of each
+
+
+def made_up(pull, each=15, dim=32, seed=0):  # pull(own, kind, common) -> what a video and a sound have beside noise
+    "Predictions of clips that were never filmed: vectors with something of their own, of their emotion, and of all."
+    rng, n = np.random.default_rng(seed), len(TASK.classes) * each
+    draw = lambda rows: rng.normal(size=(rows, dim)) / np.sqrt(dim)
+    y = np.repeat(range(len(TASK.classes)), each)
+    own, kind, common, noise = draw(n), draw(len(TASK.classes))[y], draw(2), [draw(n), draw(n)]
+    v, a = (x + e for x, e in zip(pull(own, kind, common), noise))
+    unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
+    return Predictions([Clip(f"{i:03d}", "", "test", TASK.classes[k]) for i, k in enumerate(y)], {}, {}, unit(v), unit(a))
+
+
+def stripes(own, kind, common):
+    "A few sounds that are near every video, and a few videos that are near every sound."
+    v, a = 1.4 * own + 1.2 * common[0], 1.4 * own + 1.2 * common[1]
+    a[[20, 21, 37]], v[[8, 48, 49]] = 6 * common[0], 6 * common[1]
+    return v, a
+
+
+PATTERNS = {
+    "untrained": lambda own, kind, common: (0 * own, 0 * own),
+    "diagonal": lambda own, kind, common: (1.6 * own, 1.6 * own),
+    "blocks": lambda own, kind, common: (1.6 * kind, 1.6 * kind),
+    "diagonal in blocks": lambda own, kind, common: (1.6 * own + 1.6 * kind, 1.6 * own + 1.6 * kind),
+    "stripes": stripes,
+    "collapsed": lambda own, kind, common: (9 * common[0] + 0 * own, 9 * common[0] + 0 * own)}  # name -> pull
+
+
+def show_patterns(names, columns=3):  # names of PATTERNS
+    "Draw alignment matrices of made-up clips, each with how often a video finds its sound."
+    rows = -(-len(names) // columns)
+    fig, axs = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
+    for name, ax in zip(names, axs.flat):
+        p = made_up(PATTERNS[name])
+        show_alignment(p, TASK, f"{name}: recall at 1 is {recall_at(p.v @ p.a.T, 1)['video->audio']:.2f}", ax=ax).images[0].colorbar.set_label("cosine")
+    return axs
+
+
+def explained(sim, groups):  # [N, N] cosines, [N] what each clip belongs to
+    "Share of the variance of a similarity matrix that lies between its blocks, the diagonal left out."
+    names, off = sorted(set(groups)), ~np.eye(len(sim), dtype=bool)
+    rows = np.array([names.index(g) for g in groups])
+    block = (rows[:, None] * len(names) + rows)[off]
+    means = np.bincount(block, sim[off]) / np.bincount(block).clip(1)
+    return float(means[block].var() / sim[off].var())
+
+
+def show_by_person(run, store):  # a run of the demo, its store
+    "The alignment matrix of the demo's first test split after pretraining: once by emotion, once by who is seen and heard."
+    data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
+    load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
+    p, who = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16)), {plan.name: plan.person for plan in plan_demo()}
+    people = sorted({who[c.id] for c in p.clips})
+    of_person = p._replace(clips=[replace(c, emotion=f"person {people.index(who[c.id]) + 1}", targets=()) for c in p.clips])
+    fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
+    for q, task, name, ax in ((p, data.task, "by emotion", axs[0]), (of_person, Task(tuple(f"person {i + 1}" for i in range(len(people)))), "the same clips by person", axs[1])):
+        share = explained(q.v @ q.a.T, [c.emotion for c in q.clips])
+        show_alignment(q, task, f"{name}: blocks explain {share:.0%}", ax=ax)
+    return axs
+
+
+if __name__ == "__main__":
+    set_style()
+    here, run, store = Path(__file__).parent, TOP / "runs/demo", TOP / "data/demo/store"
+    save_figure(show_patterns(list(PATTERNS)), here / "assets/patterns.png")
+    if (run / "checkpoint/pretrain.safetensors").exists(): save_figure(show_by_person(run, store), here / "assets/by_person.png")

@@ -1,0 +1,204 @@
+"What mkdocs adds to the pages of docs/ (it calls `on_config` and `on_files`): every notebook as a page, the reference of every module, the recipes; and the order of all."
+import ast
+import base64
+import configparser
+import html
+import json
+import re
+from pathlib import Path
+
+from latex2mathml.converter import convert
+from mkdocs.structure.files import File
+
+TOP = Path(__file__).resolve().parents[1]
+NBS = {p.stem: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted((TOP / "nbs").glob("*.ipynb")) if p.stem != "index"}
+MODULES = {m[1]: n for n, cells in NBS.items() for c in cells if (m := re.match(r"#\|\s*default_exp (\w+)", "".join(c["source"])))}  # module -> its notebook
+FIRST = ["train", "preprocess", "alignment", "attention", "predict", "audit", "crossval"]  # notebooks to run, most wanted first; others follow
+NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], sorted((n for n in NBS if not n[0].isdigit()), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
+
+
+MADE = {}  # path of a page or picture -> what it holds
+
+
+def head(name):
+    "Title and `>` line of a notebook."
+    title, _, rest = "".join(NBS[name][0]["source"]).partition("\n")
+    said = re.search(r"^> (.*)", rest, re.M)
+    return title.lstrip("# "), said[1] if said else ""
+
+
+def formulas(text):
+    "LaTeX to MathML, which browsers draw without a script; code keeps its dollars."
+    def draw(m):
+        if m[0].startswith("`"): return m[0]
+        return convert(m[1] or m[2], display="block" if m[1] else "inline").replace("\n", "")
+    return re.sub(r"`[^`]*`|\$\$(.+?)\$\$|\$([^$\n]+)\$", draw, text, flags=re.S)
+
+
+def places(text):
+    "Links of a notebook, as links of this site."
+    text = re.sub(r"\]\((?:\.\./nbs/|nbs/)?(\w+)\.ipynb", r"](\1.md", text)
+    return re.sub(r'(\]\(|src=")\.\./figures/', r"\1../figures/", text)
+
+
+def fence(code, language="python", title=""):
+    "A block of code; longer ticks than any inside."
+    ticks = "`" * max(3, *(len(t) + 1 for t in re.findall(r"`+", code)), 3)
+    return f"{ticks}{language}{f' title={chr(34)}{title}{chr(34)}' if title else ''}\n{code.rstrip()}\n{ticks}\n"
+
+
+def folded(code):
+    "Imports, which nobody needs to see first."
+    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code), flags=re.M)
+
+
+def notebook_page(name):
+    "A notebook as a page; returns the path of its richest figure, if it keeps any."
+    module, figures, parts = next((m for m, n in MODULES.items() if n == name), None), {}, []
+    for i, cell in enumerate(NBS[name]):
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown": parts.append(formulas(places(source)))
+        elif cell["cell_type"] == "code" and not re.match(r"#\|\s*(default_exp|hide)\b", source):
+            exported = re.match(r"#\|\s*export\b", source)
+            code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
+            title = f"vat_nb/{module}.py" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
+            if not code.strip(): continue
+            if not code.startswith(("import ", "from ")): parts.append(fence(code, title=title))
+            elif parts[-1].startswith("???"): parts[-1] = folded(imports := f"{imports}\n\n{code}")
+            else: parts.append(folded(imports := code))
+        for j, out in enumerate(cell.get("outputs", [])):
+            data = out.get("data", {})
+            if "image/png" in data:
+                path, png = f"notebooks/{name}/{i}_{j}.png", base64.b64decode("".join(data["image/png"]))
+                MADE[path] = png
+                parts.append(f"![Figure of {name}, cell {i}](../{path})")
+                figures[path] = len(png)
+            elif "text/plain" in data: parts.append(fence("".join(data["text/plain"]), "text"))
+    where = f"Notebook `nbs/{name}.ipynb`" + (f" · defines [`vat_nb.{module}`](../reference/{module}.md)" if module else " · you run it: `make lab`, or with papermill")
+    parts.insert(1, f"<small>{where}</small>")
+    MADE[f"notebooks/{name}.md"] = "\n\n".join(parts)
+    return max(figures, key=figures.get, default=None)
+
+
+def notebooks_index(figures):
+    "The list of the notebooks, in reading order."
+    row = lambda n: f"| {n.split('_')[0] if n[0].isdigit() else ''} | [{head(n)[0]}]({n}.md) | {places(head(n)[1])} |"
+    table = lambda names: "\n".join(["| | notebook | what it tells |", "|---|---|---|", *map(row, names)])
+    cards = [f'<a class="card" href="{n}.html"><img src="../{f}" alt="" loading="lazy"><span>{html.escape(head(n)[0])}</span></a>' for n, f in figures.items() if f]
+    MADE["notebooks/index.md"] = "\n\n".join([
+        "# Notebooks", "Each idea has a notebook: a little code, why it is so, a figure, a check. The numbers are the reading order; a notebook uses only those before it. "
+        "`make lab` opens them in JupyterLab.", f'<div class="cards">{"".join(cards)}</div>',
+        "## To run {#run}", "These take parameters, train or draw, and write into `runs/<dataset>`.", table(RUN),
+        "## To read {#read}", "In a hurry: [Synth](06_synth.md), [Align](12_align.md), [Match](13_match.md), [Model](11_model.md), then [Train](train.md).", table(NUMBERED)])
+
+
+def shown(node, lines):
+    "A signature as it is written, comments and all."
+    inside = node.body[1:] if isinstance(node, ast.ClassDef) else []
+    fields = [b for b in inside if isinstance(b, ast.AnnAssign)]
+    if fields: return "\n".join([lines[node.lineno - 1], *(line for b in fields for line in lines[b.lineno - 1:b.end_lineno])])
+    first, own = node.body[0], lines[node.lineno - 1]
+    written = own.split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
+    return re.sub(r"\n\s+self,$|self, |\bself\b(?=\))", "", written, flags=re.M)
+
+
+def plain(code):
+    "Without the indentation that it has in common."
+    margin = min(len(line) - len(line.lstrip()) for line in code.splitlines() if line.strip())
+    return "\n".join(line[margin:] for line in code.splitlines())
+
+
+def documented(node):
+    return isinstance(node, ast.FunctionDef | ast.ClassDef)
+
+
+def known_names():
+    "Public name -> page and anchor of the reference."
+    return {n.name: f"{module}.md#{n.name}" for module in MODULES if (path := TOP / "vat_nb" / f"{module}.py").exists()
+            for n in ast.parse(path.read_text(encoding="utf-8")).body if documented(n) and n.name[0] != "_"}
+
+
+def linked(text, names, here):
+    "Names in backticks lead to where they are explained."
+    return re.sub(r"`(\w+)`", lambda m: f"[{m[0]}]({names[m[1]].removeprefix(here)})" if m[1] in names else m[0], text)
+
+
+def reference_page(module, names):
+    "What a module exports, from its docstrings and the comments beside its parameters."
+    source = (TOP / "vat_nb" / f"{module}.py").read_text(encoding="utf-8")
+    tree, lines, here = ast.parse(source), source.splitlines(), f"{module}.md"
+    public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), []) if module != "all" else []
+    say = lambda node: linked(html.escape(ast.get_docstring(node) or "", quote=False), names, here)
+    out = [f"# vat_nb.{module}", linked(ast.get_docstring(tree) or "", names, here), f"Defined and explained in [{MODULES[module]}](../notebooks/{MODULES[module]}.md)."]
+    values = ["\n".join(lines[n.lineno - 1:n.end_lineno]) for n in tree.body if isinstance(n, ast.Assign) for t in n.targets for e in (t.elts if isinstance(t, ast.Tuple) else [t]) if getattr(e, "id", "") in public]
+    if values: out += ["## Values {#values}", fence("\n".join(dict.fromkeys(values)))]
+    for node in tree.body:
+        if not documented(node) or node.name not in public: continue
+        out += [f"## {node.name} {{#{node.name}}}", say(node)]
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+        first = next((m for m in methods if m.name == "__init__"), node)
+        out.append(fence(plain(shown(first, lines)).replace("def __init__(", f"{node.name}(", 1)))
+        for m in methods:
+            if m.name[0] == "_" and m.name != "__call__": continue
+            out += [f"### {node.name}.{m.name} {{#{node.name}.{m.name}}}", say(m), fence(plain(shown(m, lines)))]
+    MADE[f"reference/{module}.md"] = "\n\n".join(out)
+
+
+def reference_index():
+    rows = [f"| [`vat_nb.{m}`]({m}.md) | {head(n)[1]} |" for m, n in MODULES.items()]
+    MADE["reference/index.md"] = "\n".join(["# Reference", "", "One page per module, made from the docstrings and from the comment beside each parameter. `from vat_nb.all import *` brings every name; "
+        "what can be passed with `-p` is under [recipes](settings.md).", "", "| module | what it holds |", "|---|---|", *rows])
+
+
+def settings_page():
+    "settings.ini as two tables: what exists, and what each dataset has of its own."
+    text = (TOP / "settings.ini").read_text(encoding="utf-8")
+    groups: list[tuple[list[str], list[str]]] = []  # comments, and the values below them
+    for line in text.split("\n[DEFAULT]\n")[1].split("\n[")[0].splitlines():
+        if line.startswith("#"):
+            if not groups or groups[-1][1]: groups.append(([], []))
+            groups[-1][0].append(line[1:].strip())
+        elif m := re.match(r"(\w+) = .*", line): groups[-1][1].append(f'<span id="{m[1]}">`{line}`</span>')
+    rows = [f"| {'<br>'.join(values)} | {html.escape(' '.join(said), quote=False).replace('|', '&#124;')} |" for said, values in groups]
+    out = ["# Recipes", "`settings.ini` holds a recipe for each dataset. Whatever stands in `[DEFAULT]` can be changed there, or given to a notebook: `-p epochs 40`. This page is made from the file.",
+           "## All values {#values}", "\n".join(["| name and default | meaning |", "|---|---|", *rows])]
+    ini = configparser.ConfigParser(default_section="", interpolation=None)
+    ini.read_string(text)
+    out += ["## Of each dataset {#datasets}", "Only what differs from the defaults."]
+    for name in ini.sections()[1:]: out.append(fence("\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in ini.items(name))]), "ini"))
+    MADE["reference/settings.md"] = "\n\n".join(out)
+
+
+def order():
+    "The order of the pages, found from what is there."
+    here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "look", "alignment_matrix"]
+    found = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
+    entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
+    return [
+        {"Start": ["index.md", "start.md"]}, {"How to": [f"howto/{n}.md" for n in found]},
+        {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, {"To read": [*map(entry, NUMBERED)]}]},
+        {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Data and layouts": "data.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
+        {"Background": ["claims.md", "glossary.md"]}, "faults.md"]
+
+
+def on_config(config):
+    "Say the order of the pages; also watched by `mkdocs serve`."
+    config.nav = order()
+
+
+def on_page_markdown(markdown, page, config, files):
+    "On a page that is written by hand, the path of a notebook leads to its page."
+    up = "../" * page.file.src_uri.count("/")
+    return markdown if page.file.src_uri.startswith("notebooks/") else re.sub(r"(?<!\[)`nbs/(\w+)\.ipynb`", lambda m: f"[{m[0]}]({up}notebooks/{m[1]}.md)" if m[1] in NBS else m[0], markdown)
+
+
+def on_files(files, config):
+    "Add what is made."
+    MADE["data.md"] = (TOP / "data/README.md").read_text(encoding="utf-8")
+    for path in (TOP / "figures").iterdir(): MADE[f"figures/{path.name}"] = path.read_bytes()
+    notebooks_index({name: notebook_page(name) for name in NBS})
+    names = known_names()
+    for module in MODULES: reference_page(module, names)
+    reference_index()
+    settings_page()
+    for path, content in MADE.items(): files.append(File.generated(config, path, content=content))
