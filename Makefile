@@ -11,7 +11,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
 
-.PHONY: setup train preprocess results benchmark crossval ablation semisupervised test lab docs export readme figures clean
+.PHONY: setup train preprocess results benchmark crossval ablation semisupervised alignment audit test lab docs export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -29,7 +29,7 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess benchmark crossval ablation semisupervised: setup
+preprocess benchmark crossval ablation semisupervised alignment audit: setup
 	mkdir -p $(OUT)
 	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb

@@ -558,6 +558,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vat_nb.similarity.Looks.moments': ('similarity.html#looks.moments', 'vat_nb/similarity.py'),
                                    'vat_nb.similarity.Looks.weights': ('similarity.html#looks.weights', 'vat_nb/similarity.py'),
                                    'vat_nb.similarity.alignment': ('similarity.html#alignment', 'vat_nb/similarity.py'),
+                                   'vat_nb.similarity.change_similarity': ('similarity.html#change_similarity', 'vat_nb/similarity.py'),
                                    'vat_nb.similarity.clicked_cell': ('similarity.html#clicked_cell', 'vat_nb/similarity.py'),
                                    'vat_nb.similarity.clip_order': ('similarity.html#clip_order', 'vat_nb/similarity.py'),
                                    'vat_nb.similarity.draw_chance': ('similarity.html#draw_chance', 'vat_nb/similarity.py'),
