@@ -182,7 +182,7 @@ def order():
 
 
 def on_config(config):
-    "Say the order of the pages; also watched by `mkdocs serve`."
+    "Say the order of the pages."
     config.nav = order()
 
 
