@@ -101,7 +101,7 @@ def shown(node, lines):
     if fields: return "\n".join([lines[node.lineno - 1], *(line for b in fields for line in lines[b.lineno - 1:b.end_lineno])])
     first, own = node.body[0], lines[node.lineno - 1]
     written = own.split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
-    return re.sub(r"\n\s+self,$|self, |\bself\b(?=\))", "", written, flags=re.M)
+    return re.sub(r"\n\s+self,$|(?<=\()self(?:, |(?=\)))", "", written, flags=re.M)
 
 
 def plain(code):
