@@ -41,15 +41,15 @@ def places(text):
     return re.sub(r'(\]\(|src=")\.\./figures/', r"\1../figures/", text)
 
 
-def fence(code, language="python", title=""):
-    "A block of code; longer ticks than any inside."
+def fence(code, language="python", title="", found=True):
+    "A block of code; longer ticks than any inside. The search need not find what the reference has: a small index opens quickly."
     ticks, title = "`" * max([3, *(len(t) + 1 for t in re.findall(r"`+", code))]), f' title="{title}"' if title else ""
-    return f"{ticks}{language}{title}\n{code.rstrip()}\n{ticks}\n"
+    return f"{ticks}{language if found else f'{{.{language}{title} data-search-exclude}}'}{title if found else ''}\n{code.rstrip()}\n{ticks}\n"
 
 
 def folded(code):
     "Imports, which nobody needs to see first."
-    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code), flags=re.M)
+    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code, found=False), flags=re.M)
 
 
 def notebook_page(name):
@@ -67,7 +67,7 @@ def notebook_page(name):
             if not code.strip(): continue
             imports = [*imports, code] if code.startswith(("import ", "from ")) else []
             if len(imports) > 1: parts.pop()  # one fold for cells that follow each other
-            parts.append(folded("\n\n".join(imports)) if imports else fence(code, title=title))
+            parts.append(folded("\n\n".join(imports)) if imports else fence(code, title=title, found=False))
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
