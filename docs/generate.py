@@ -41,31 +41,33 @@ def places(text):
     return re.sub(r'(\]\(|src=")\.\./figures/', r"\1../figures/", text)
 
 
-def fence(code, language="python", title=""):
-    "A block of code; longer ticks than any inside."
-    ticks = "`" * max(3, *(len(t) + 1 for t in re.findall(r"`+", code)), 3)
-    return f"{ticks}{language}{f' title={chr(34)}{title}{chr(34)}' if title else ''}\n{code.rstrip()}\n{ticks}\n"
+def fence(code, language="python", title="", found=True):
+    "A block of code; longer ticks than any inside. The search need not find what the reference has: a small index opens quickly."
+    ticks, title = "`" * max([3, *(len(t) + 1 for t in re.findall(r"`+", code))]), f' title="{title}"' if title else ""
+    return f"{ticks}{language if found else f'{{.{language}{title} data-search-exclude}}'}{title if found else ''}\n{code.rstrip()}\n{ticks}\n"
 
 
 def folded(code):
     "Imports, which nobody needs to see first."
-    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code), flags=re.M)
+    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code, found=False), flags=re.M)
 
 
 def notebook_page(name):
     "A notebook as a page; returns the path of its richest figure, if it keeps any."
-    module, figures, parts = next((m for m, n in MODULES.items() if n == name), None), {}, []
+    module, figures, parts, imports = next((m for m, n in MODULES.items() if n == name), None), {}, [], []
     for i, cell in enumerate(NBS[name]):
         source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown": parts.append(formulas(places(source)))
+        if cell["cell_type"] == "markdown":
+            parts.append(formulas(places(source)))
+            imports = []
         elif cell["cell_type"] == "code" and not re.match(r"#\|\s*(default_exp|hide)\b", source):
             exported = re.match(r"#\|\s*export\b", source)
             code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
             title = f"vat_nb/{module}.py" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
             if not code.strip(): continue
-            if not code.startswith(("import ", "from ")): parts.append(fence(code, title=title))
-            elif parts[-1].startswith("???"): parts[-1] = folded(imports := f"{imports}\n\n{code}")
-            else: parts.append(folded(imports := code))
+            imports = [*imports, code] if code.startswith(("import ", "from ")) else []
+            if len(imports) > 1: parts.pop()  # one fold for cells that follow each other
+            parts.append(folded("\n\n".join(imports)) if imports else fence(code, title=title, found=False))
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
@@ -99,7 +101,7 @@ def shown(node, lines):
     if fields: return "\n".join([lines[node.lineno - 1], *(line for b in fields for line in lines[b.lineno - 1:b.end_lineno])])
     first, own = node.body[0], lines[node.lineno - 1]
     written = own.split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
-    return re.sub(r"\n\s+self,$|self, |\bself\b(?=\))", "", written, flags=re.M)
+    return re.sub(r"\n\s+self,$|(?<=\()self(?:, |(?=\)))", "", written, flags=re.M)
 
 
 def plain(code):
@@ -182,7 +184,7 @@ def order():
 
 
 def on_config(config):
-    "Say the order of the pages; also watched by `mkdocs serve`."
+    "Say the order of the pages."
     config.nav = order()
 
 

@@ -3,6 +3,9 @@ import ast
 import builtins
 import configparser
 import csv
+import dataclasses
+import html
+import importlib
 import inspect
 import json
 import os
@@ -99,6 +102,21 @@ def test_reference_has_every_public_name(seen):
         public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
         missing = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in public and n.name not in pages[path.stem]]
         assert not missing, f"{path.stem}: {missing}"
+
+
+def test_reference_says_what_fastcore_reads(site):
+    "The comments beside parameters, as fastcore's docments finds them, all stand on the page of their module."
+    from fastcore.docments import docments
+    found = 0
+    for path in sorted((site / "reference").glob("*.html")):
+        if not (PROJECT / "vat_nb" / f"{path.stem}.py").exists() or path.stem == "all": continue
+        text, module = html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))), importlib.import_module(f"vat_nb.{path.stem}")
+        for name in module.__all__:
+            if not (inspect.isfunction(f := getattr(module, name)) or dataclasses.is_dataclass(f)) or f.__module__ != module.__name__: continue
+            said = [d.strip() for d in docments(f).values() if d]
+            assert not (missing := [d for d in said if d not in text]), f"{path.stem}.{name}: {missing}"
+            found += len(said)
+    assert found > 500
 
 
 def resolved(node, scope):
@@ -253,8 +271,7 @@ def test_patterns_are_what_the_page_says():
     assert recall["diagonal"] > 0.9 and recall["diagonal in blocks"] > 0.9 and max(recall[n] for n in ("untrained", "blocks", "collapsed")) < 0.2
     kinds = [c.emotion for c in found["blocks"].clips]
     assert explained(found["blocks"].v @ found["blocks"].a.T, kinds) > 0.5 > 0.1 > explained(found["diagonal"].v @ found["diagonal"].a.T, kinds)
-    names = [n for n in PATTERNS if f"**{n.split()[-1]}" in PAGES["howto/alignment_matrix.md"] or n in PAGES["howto/alignment_matrix.md"]]
-    assert set(names) == set(PATTERNS)
+    assert not [n for n in PATTERNS if n not in PAGES["howto/alignment_matrix.md"].replace("stripe ", "stripes ")], "the page explains each of them"
     axs = show_patterns(["diagonal"], columns=1)
     p = found["diagonal"]
     assert np.allclose(axs.flat[0].images[0].get_array(), p.v @ p.a.T)
