@@ -1,6 +1,7 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
 # make crossval | ablation | semisupervised   folds and ensembles; what each part is worth; how many labels it takes (all resumable)
+# make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
 # make lab     JupyterLab on this machine, with a token
 # make docs    the documentation site, into site/: open site/index.html, no server and no network needed
 # Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"

@@ -398,7 +398,9 @@ class Looks:
         if not weights.is_file(): raise ValueError(f"this run holds no {weights.name}: choose another moment, or student for teacher")
         about = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
         file = self.run.folder / "snapshots" / f"live-{hashlib.sha256(part.encode()).hexdigest()[:8]}-{stage}-{who}-{what}.safetensors"
-        if file.is_file() and (saved := load_tensors(file))[1] == about: return self.known.setdefault(key, saved[0])
+        try: saved = load_tensors(file) if file.is_file() else ({}, None)
+        except ValueError: saved = {}, None  # damaged: made anew
+        if saved[1] == about: return self.known.setdefault(key, saved[0])
         found = make(run_model(self.run, stage, who, self.device), lambda of: make_loader(self.store, of, frames=r["frames"], batch_size=r["batch_size"]))
         try: save_tensors(file, found, about)
         except OSError: pass  # a folder that cannot be written to: remembered for this session only
