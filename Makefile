@@ -64,7 +64,7 @@ readme: setup
 figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py
-	for f in alignment robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
+	for f in alignment attention fine-tuning robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
 
 clean:
 	rm -rf $(VENV) build site *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache
