@@ -39,10 +39,12 @@ preprocess benchmark crossval ablation semisupervised alignment audit: setup
 results: setup
 	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
 
+# two notebooks, then two files of tests at a time, one core each
+test: export OMP_NUM_THREADS = 1
 test: setup
 	$(BIN)/ruff check .
-	$(BIN)/nbdev-test --n-workers 1 --file-glob '[0-9]*.ipynb' --timing
-	$(BIN)/python -m pytest -q tests
+	$(BIN)/nbdev-test --n-workers 2 --file-glob '[0-9]*.ipynb' --timing
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 # files of up to a gigabyte can be sent to a notebook (predict.ipynb); without the setting ten megabytes end the connection
 lab: setup

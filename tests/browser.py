@@ -180,6 +180,11 @@ class Notebook:
         "The words of a dropdown's options."
         return self.control(description, ".widget-dropdown, .widget-select, .widget-select-multiple").locator("option").all_inner_texts()
 
+    def other(self, description):
+        "The words of a dropdown's first option that is not chosen."
+        chosen = self.control(description, ".widget-dropdown").locator("select").evaluate("n => n.selectedOptions[0].label")
+        return next(o for o in self.options(description) if o != chosen)
+
     def tick(self, description, on=True):
         "Tick a checkbox, or take the tick away."
         self.page.locator(".widget-checkbox", has_text=description).last.locator("input[type=checkbox]").set_checked(on)

@@ -42,7 +42,7 @@ def test_alignment_panel_and_audit(lab, demo_run, tmp_path):  # noqa: F811
         box = picture.bounding_box()
         with notebook.changes(MATRIX): picture.click(position=dict(x=0.25 * box["width"], y=0.3 * box["height"]))
         assert 1 < videos(notebook, already + 1) < 10  # the first film is the chosen pair's
-        with notebook.changes(MATRIX): notebook.pick("audio of clip", notebook.options("audio of clip")[2])
+        with notebook.changes(MATRIX): notebook.pick("audio of clip", notebook.other("audio of clip"))
         assert not notebook.errors()
         notebook.screenshot("alignment")
 
@@ -51,9 +51,9 @@ def test_alignment_panel_and_audit(lab, demo_run, tmp_path):  # noqa: F811
         with notebook.changes(): notebook.move("suspicion over", times=2)
         with notebook.changes(): notebook.move("suspicion over", "ArrowLeft", times=2)
         with notebook.changes(): notebook.move("page")
-        with notebook.changes(): notebook.pick("emotion", notebook.options("emotion")[1])
+        with notebook.changes(): notebook.pick("emotion", notebook.other("emotion"))
         with notebook.changes(): notebook.pick("emotion", "all")
-        notebook.pick("speaker", notebook.options("speaker")[1])
+        notebook.pick("speaker", notebook.other("speaker"))
         with notebook.changes(): notebook.page.locator(".widget-toggle-button", has_text="student").last.click()
         with notebook.changes(): notebook.pick("judged by", "finished model")
         with notebook.changes(): notebook.pick("clips of", "kept clips")

@@ -22,8 +22,9 @@ def save_tensors(
     about: dict[str, Any],  # what JSON can hold
 ) -> None:
     "Write tensors and JSON into one file, atomically. Raises OSError when the disk is full."
-    tensors, said = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, json.dumps(about)
-    write_atomically(path, save(tensors, dict(about=said, digest=_digest(tensors, said))), flush=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    said = json.dumps(about | dict(digest=_digest(tensors, about)))
+    write_atomically(path, save(tensors, dict(about=said)), flush=True)  # one key: safetensors writes several in any order
 
 
 def load_tensors(
@@ -32,15 +33,14 @@ def load_tensors(
     "Read tensors and JSON. Raises ValueError when the file is not one of ours, or not as it was written."
     try:
         with safetensors.safe_open(path, "pt") as f:
-            tensors, found = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-            about = json.loads(found["about"])
+            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["about"])
     except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {e})") from None
-    if found.get("digest", "") != _digest(tensors, found["about"]): raise ValueError(f"{path} is no checkpoint of vat_nb as it was written: its digest does not fit what it holds; copy it again, or delete it")
+    if about.pop("digest", "") != _digest(tensors, about): raise ValueError(f"{path} is no checkpoint of vat_nb as it was written: its digest does not fit what it holds; copy it again, or delete it")
     return tensors, about
 
 
-def _digest(tensors: dict[str, Tensor], about: str) -> str:
-    found = hashlib.blake2b(about.encode(), digest_size=16)
+def _digest(tensors: dict[str, Tensor], about: dict[str, Any]) -> str:
+    found = hashlib.blake2b(json.dumps(about).encode(), digest_size=16)
     for name in sorted(tensors):
         found.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
         found.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy())
