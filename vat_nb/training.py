@@ -48,6 +48,7 @@ class Goals(NamedTuple):
     matching: float = 1.0
     masked: float = 1.0
     mask_rate: float = 0.15  # share of the sound's patches that is hidden
+    patch_drop: float = 0.0  # share of the picture's patches that leave, drawn anew for student and teacher
 
 # %% ../nbs/18_training.ipynb #ef39470e
 class Pretrain(nn.Module):
@@ -72,8 +73,8 @@ class Pretrain(nn.Module):
 
     def forward(self, batch: Batch, alpha: float) -> Step:
         batch, losses = self.augment(batch), {}
-        with torch.no_grad(): taught = self.teacher.encode(batch)
-        seen = self.student.encode(batch)
+        with torch.no_grad(): taught = self.teacher.encode(batch, self.goals.patch_drop)
+        seen = self.student.encode(batch, self.goals.patch_drop)
         vac = contrast(seen.v, seen.a, taught.v, taught.a, self.queue, batch.id, self.student.clamped_temperature(), alpha)
         if self.goals.contrast: losses["contrast"] = vac.loss
         if self.goals.matching:
@@ -182,15 +183,18 @@ def make_accelerator(
     seed: int = 0,
     trackers: str | None = None,  # programs that are told of every epoch, see `tracker_names`
     folder: str | Path | None = None,  # of the run, where they keep what they are told
+    precision: str | None = None,  # "bf16", "fp16" or "fp32"; None is bf16 where CUDA has it, else fp32
 ) -> Accelerator:
-    "Seed everything and set up the device. Raises ValueError when it is not there."
+    "Seed everything and set up the device. Raises ValueError when it is not there, or has not the precision."
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     device = device or next(d for d, ok in there.items() if ok)
     if not there.get(device): raise ValueError(f"device {device!r} is not available here; there is: {', '.join(d for d, ok in there.items() if ok)}")
     if device == "cuda": torch.set_float32_matmul_precision("high")
     set_seed(seed)
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no", log_with=tracker_names(trackers) or None,
+    able = dict(fp32=True, bf16=device == "cpu" or device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False), fp16=device == "cuda")
+    precision = precision or ("bf16" if device == "cuda" and able["bf16"] else "fp32")
+    if not able.get(precision): raise ValueError(f"precision {precision!r} is not to be had on {device}: choose {' or '.join(k for k, ok in able.items() if ok)}, or None")
+    return Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision, log_with=tracker_names(trackers) or None,
                        project_config=ProjectConfiguration(logging_dir=str(Path(folder or ".", "logs"))),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
 
