@@ -75,6 +75,7 @@ class Pretrain(nn.Module):
         batch, losses = self.augment(batch), {}
         with torch.no_grad(): taught = self.teacher.encode(batch, self.goals.patch_drop)
         seen = self.student.encode(batch, self.goals.patch_drop)
+        seen = seen._replace(video=self.student.fusion.read(seen.video))  # once for matching and for the hidden sound
         vac = contrast(seen.v, seen.a, taught.v, taught.a, self.queue, batch.id, self.student.clamped_temperature(), alpha)
         if self.goals.contrast: losses["contrast"] = vac.loss
         if self.goals.matching:
