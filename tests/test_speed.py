@@ -48,7 +48,7 @@ def test_a_step_has_few_operations_and_does_not_wait(benchmark, accelerator):
     one, three, literal = steps(1), steps(3), benchmark["counted"](lambda: benchmark["literal_step"](objective, plain, batch, benchmark["HOW"], 1e-4))
     ours = {k: (three[k] - one[k]) / 2 for k in one}
     assert ours["synchronisations"] <= 2, "between two steps the host looks at the masks of a batch, and whether its gradient is finite, and at nothing else"
-    assert ours["operations"] < OPERATIONS and ours["operations"] < literal["operations"] / 2.5
+    assert ours["operations"] < OPERATIONS and ours["operations"] < literal["operations"] / 2
     assert literal["synchronisations"] >= 2 * small["batch"]  # the count sees what waits
 
 
