@@ -82,7 +82,7 @@ class FixedBlend(nn.Module):
         "What each loss counts at present."
         return {k: self.start.of(k) for k in names}
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:  # scalar
+    def forward(self, losses: dict[str, Tensor], part: float | Tensor = 1.0) -> Tensor:  # part: of the step that these losses are -> scalar
         return sum(w * losses[k] for k, w in self.weights(list(losses)).items())
 
     def reweigh(self, history: list[dict[str, float]]) -> None:  # history: rows of `fit`
@@ -100,8 +100,8 @@ class UncertaintyBlend(FixedBlend):
         "What each loss counts at present: one over its variance, half of it for targets."
         return {k: (0.5 if k.endswith("targets") else 1.0) * (-self.log_variance[k.replace(" ", "_")]).exp() if self.start.of(k) else 0.0 for k in names}
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:  # scalar
-        return super().forward(losses) + sum(self.log_variance[k.replace(" ", "_")] / 2 for k in losses if self.start.of(k))
+    def forward(self, losses: dict[str, Tensor], part: float | Tensor = 1.0) -> Tensor:  # part: of the step that these losses are -> scalar
+        return super().forward(losses) + part * sum(self.log_variance[k.replace(" ", "_")] / 2 for k in losses if self.start.of(k))
 
 # %% ../nbs/16_supervise.ipynb #79be7239
 def blend_weights(
