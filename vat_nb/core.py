@@ -13,8 +13,9 @@ import vat_nb
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'Batch', 'Tokens', 'write_atomically', 'ParameterError',
-           'literal', 'find_settings', 'read_recipe', 'check_parameters', 'parameter_names', 'notebook_recipe']
+__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32', 'Batch', 'Tokens', 'write_atomically',
+           'ParameterError', 'literal', 'find_settings', 'read_recipe', 'check_parameters', 'parameter_names',
+           'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def masked_mean(
     "Mean over the real elements of each row."
     x = x.where(mask[..., None], 0)
     return x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    "The same in fp32 where it is bf16 or fp16: losses need more digits than layers do."
+    import torch
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/00_core.ipynb #5d72d410
 class Batch(NamedTuple):

@@ -217,7 +217,7 @@ def robustness(
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
 
 # %% ../nbs/19_inference.ipynb #c85c4dd2
-BUILDING = ("size", "image", "fps", "frames", "quality", "faces", "against_speaker", "video_encoder", "audio_encoder", "tune")  # recipe values that a model is built and fed with
+BUILDING = ("size", "image", "fps", "frames", "quality", "faces", "against_speaker", "video_encoder", "audio_encoder", "tune", "tubelet")  # recipe values that a model is built and fed with
 
 
 class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognition", "audio-visual"]):
@@ -244,8 +244,8 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         if not path.is_file(): path = _fetch(model_id, **hub)
         tensors, config = load_tensors(path)
         if not {"recipe", "task"} <= set(config): raise ValueError(f"{path} is a checkpoint of training, not a finished model: name the folder of a run's checkpoint/, with model.safetensors in it")
-        r, task = config["recipe"], Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["task"].items()})
-        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune")})
+        r, task = dict(tubelet=None) | config["recipe"], Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["task"].items()})
+        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune", "tubelet")})
         load_weights(model, tensors, path)
         return cls(model.to(device), task, r, config["temperature"])
 

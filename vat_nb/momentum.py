@@ -9,6 +9,7 @@ __all__ = ['make_teacher', 'update_teacher', 'alpha_at', 'class_targets']
 import copy
 import torch
 from torch import Tensor, nn
+from .core import at_least_fp32
 
 # %% ../nbs/14_momentum.ipynb #ce6064bd
 def make_teacher(
@@ -48,4 +49,4 @@ def class_targets(
     "Labels as distributions, mixed with the teacher's."
     hard = torch.full((len(y), classes), smoothing / classes, device=y.device)
     hard = hard.scatter_add(1, y.clamp(min=0)[:, None], torch.full_like(hard[:, :1], 1 - smoothing))
-    return hard if teacher is None else (1 - alpha) * hard + alpha * teacher.detach().float().softmax(1)
+    return hard if teacher is None else (1 - alpha) * hard + alpha * at_least_fp32(teacher.detach()).softmax(1)

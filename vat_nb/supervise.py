@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor, nn
+from .core import at_least_fp32
 from .model import Scores
 from .momentum import class_targets
 
@@ -22,7 +23,7 @@ def class_loss(
 ) -> Tensor:  # scalar
     "Cross-entropy over the labelled clips."
     known = y >= 0
-    each = -(target * logits.float().log_softmax(1)).sum(1)
+    each = -(target * at_least_fp32(logits).log_softmax(1)).sum(1)
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
 # %% ../nbs/16_supervise.ipynb #c3e620c4
@@ -33,7 +34,7 @@ def target_loss(
 ) -> Tensor:  # scalar
     "Squared error over the known targets, in standard deviations, so that no unit outweighs the classes."
     known = t.isfinite()
-    each = ((values.float() - torch.where(known, t, 0)) / std) ** 2
+    each = ((at_least_fp32(values) - torch.where(known, t, 0)) / std) ** 2
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
 # %% ../nbs/16_supervise.ipynb #ca0eb021

@@ -62,6 +62,8 @@ class Goals(NamedTuple):
     matching: float = 1.0
     masked: float = 1.0
     mask_rate: float = 0.15  # share of the sound's patches that is hidden
+    patch_drop: float = 0.0  # share of the picture's patches that leave, drawn anew for student and teacher
+
 
 def shared(
     objective: nn.Module,  # `Pretrain` or `Finetune`
@@ -103,7 +105,7 @@ class Pretrain(nn.Module):
     def look(self, batch: Batch, alpha: float) -> Known:
         "Augment a batch and let the teacher see it."
         batch = self.augment(batch)
-        return Known(batch, self.teacher.encode(batch) if len(batch.id) else None)
+        return Known(batch, self.teacher.encode(batch, self.goals.patch_drop) if len(batch.id) else None)
 
     @torch.no_grad()
     def meet(self, known: list[Known]) -> list[Known]:  # the batches of a step
@@ -126,12 +128,12 @@ class Pretrain(nn.Module):
     def forward(self, batch: Batch | Known, alpha: float) -> Step:  # a batch that is no Known is a step of its own
         known = batch if isinstance(batch, Known) else self.meet([self.look(batch, alpha)])[0]
         batch, taught, keys, share = known
-        goals = {k: v for k, v in self.goals._asdict().items() if v and k != "mask_rate"}
+        goals = {k: v for k, v in zip(Goals._fields[:3], self.goals) if v}
         if not len(batch.id):  # others have clips, and wait for this process's gradient
             zero = 0 * self.student.temperature
             if self.keys == "student": zero = zero + 0 * sum(x.sum() for x in gathered(*(keys.v[:0].clone().requires_grad_() for _ in "va"), gradient=True)[0])
             return Step(zero, {k: zero.detach() for k in goals})
-        seen, losses = self.student.encode(batch), {}
+        seen, losses = self.student.encode(batch, self.goals.patch_drop), {}
         partners = tuple(gathered(seen.v, seen.a, gradient=True)[0]) if self.keys == "student" else None
         vac = contrast(seen.v, seen.a, keys, self.queue, self.student.clamped_temperature(), alpha, partners)
         if self.goals.contrast: losses["contrast"] = vac.loss
@@ -253,15 +255,18 @@ def make_accelerator(
     seed: int = 0,
     trackers: str | None = None,  # programs that are told of every epoch, see `tracker_names`
     folder: str | Path | None = None,  # of the run, where they keep what they are told
+    precision: str | None = None,  # "bf16", "fp16" or "fp32"; None is bf16 where CUDA has it, else fp32
 ) -> Accelerator:
-    "Seed everything and set up the device. Raises ValueError when it is not there."
+    "Seed everything and set up the device. Raises ValueError when it is not there, or has not the precision."
     there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
     device = device or next(d for d, ok in there.items() if ok)
     if not there.get(device): raise ValueError(f"device {device!r} is not available here; there is: {', '.join(d for d, ok in there.items() if ok)}")
     if device == "cuda": torch.set_float32_matmul_precision("high")
     set_seed(seed)
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported()
-    return Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no", log_with=tracker_names(trackers) or None,
+    able = dict(fp32=True, bf16=device == "cpu" or device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False), fp16=device == "cuda")
+    precision = precision or ("bf16" if device == "cuda" and able["bf16"] else "fp32")
+    if not able.get(precision): raise ValueError(f"precision {precision!r} is not to be had on {device}: choose {' or '.join(k for k, ok in able.items() if ok)}, or None")
+    return Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision, log_with=tracker_names(trackers) or None,
                        project_config=ProjectConfiguration(logging_dir=str(Path(folder or ".", "logs"))),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
 
