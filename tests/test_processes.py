@@ -47,10 +47,11 @@ repeat = repeat == "repeat"
 torch.set_num_threads(1)
 augment = Augment(0.5, 0.5) if draws else Augment()
 accelerator = make_accelerator("cpu", 1)
-data = clips(21)
+n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
+data = clips(n)
 class Rows(torch.utils.data.Dataset):
-    def __getitem__(self, item): return item[0]
-def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * 21, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
+    def __getitem__(self, item): return item[0]  # a clip's row
+def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
 masking = 1.0 if draws else 0.0
 make = lambda: build_vat("tiny", 32, 12.5, 6, 1, masking=masking)
 pre = fill(Pretrain(make(), 30, Goals(1, draws, draws), augment, keys))
@@ -81,7 +82,7 @@ def same(ours, theirs, eps):
     "Weights, teachers, queues, blends and thresholds, and the losses of every epoch."
     (tensors, rows), (others, other_rows) = ours, theirs
     assert set(tensors) == set(others)
-    loose = 1e4 * eps  # Adam divides by the size of the gradient, so where it is next to nothing rounding moves a weight by a share of the rate, 1e-3
+    loose = 100 * eps  # Adam divides by the size of the gradient, and rounding counts for more where it is next to nothing
     for k, v in tensors.items(): torch.testing.assert_close(v, others[k], atol=loose, rtol=loose, msg=lambda m: f"{k}: {m}")
     for stage in rows:
         for row, other in zip(rows[stage], other_rows[stage], strict=True):

@@ -210,7 +210,7 @@ class Finetune(nn.Module):
         unlabelled = batch.y < 0
         y = self.confidence.labels(taught["fusion"].logits, unlabelled)
         pseudo = losses_of(y, batch.t[:, :0])
-        sure = share["unlabelled"] * (y >= 0).sum() / unlabelled.sum().clamp(min=1)  # few sure answers count little (Sohn et al. 2020, equation 4)
+        sure = share["unlabelled"] * (y >= 0).sum().to(loss.dtype) / unlabelled.sum().clamp(min=1)  # few sure answers count little (Sohn et al. 2020, equation 4)
         loss = loss + sure * sum(pseudo.values()) / len(pseudo)
         return Step(loss, _detached(parts | dict(pseudo=sure)))
 
