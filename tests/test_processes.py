@@ -1,14 +1,13 @@
 "Two real processes train as one would with the whole batch; their state is the same; stopped, they go on."
-import json
-import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
-from test_faults import papermill
 from vat_nb.checkpoint import load_tensors
 
 TRAIN = """
@@ -42,15 +41,16 @@ def fill(objective):
     if hasattr(objective, "queue"): objective.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(9, objective.queue.v.shape[1], dtype=torch.float64), dim=1) for _ in "va"), torch.arange(9) + 100)
     return objective
 
-out, size, accumulate, draws, repeat, keys = Path(sys.argv[1]), *map(int, sys.argv[2:5]), *sys.argv[5:]
+class Rows(torch.utils.data.Dataset):
+    def __getitem__(self, item): return item[0]  # a clip's row
+
+out, size, accumulate, draws, repeat, keys, spread = Path(sys.argv[1]), *map(int, sys.argv[2:5]), *sys.argv[5:]
 repeat = repeat == "repeat"
 torch.set_num_threads(1)
 augment = Augment(0.5, 0.5) if draws else Augment()
 accelerator = make_accelerator("cpu", 1)
 n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
 data = clips(n)
-class Rows(torch.utils.data.Dataset):
-    def __getitem__(self, item): return item[0]  # a clip's row
 def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
 masking = 1.0 if draws else 0.0
 make = lambda: build_vat("tiny", 32, 12.5, 6, 1, masking=masking)
@@ -62,20 +62,49 @@ if not draws:  # no dropout either
         if isinstance(m, torch.nn.Dropout): m.p = 0.0
 rows = {}
 for name, objective in (("pre", pre), ("tune", tune)):
-    rows[name] = fit(objective, loader(), accelerator, 2, Schedule(1e-3, momentum=0.9, accumulate=accumulate), checkpoint=out / f"{name}.safetensors")
+    rows[name] = fit(objective, loader(), accelerator, 2, Schedule(1e-3, momentum=0.9, accumulate=accumulate, spread=spread == "spread"), checkpoint=out / f"{name}.safetensors", minutes=0)
 save_tensors(out / f"end{process_rank()}.safetensors", {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}, rows)
 """
 
+LAUNCH = """
+repeat = False
+def train():
+    torch.set_num_threads(1)
+    data, accelerator = clips(8), make_accelerator("cpu", 1)
+    loader = DataLoader(Rows(), 2, sampler=Windows([4] * 8, 4), collate_fn=lambda items: data.keep(torch.tensor(items)))
+    row = fit(Pretrain(build_vat("tiny", 32, 12.5, 6, 1), 9), loader, accelerator, 1)[0]
+    print("process", process_rank(), process_count(), row["loss"], flush=True)
 
-def start(tmp_path, name, processes, size, accumulate=1, draws=0, repeat="once", keys="teacher"):
-    "Train in a folder of its own; what each process ended with, and the rows of both stages."
-    out = tmp_path / name
-    out.mkdir()
-    (tmp_path / "train.py").write_text(TRAIN)
-    command = [sys.executable, *(["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []), tmp_path / "train.py"]
-    done = subprocess.run([*command, out, *map(str, (size, accumulate, draws, repeat, keys))], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[:200] + done.stderr[-6000:]
-    return [load_tensors(out / f"end{r}.safetensors") for r in range(processes)]
+from accelerate import notebook_launcher
+notebook_launcher(train, num_processes=2)
+"""
+
+
+def command(folder, name, processes, size, accumulate=1, draws=0, repeat="repeat", keys="teacher", spread="whole"):
+    "What trains in a folder of its own."
+    (folder / name).mkdir(exist_ok=True)
+    (folder / "train.py").write_text(TRAIN)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *several, str(folder / "train.py"), str(folder / name), *map(str, (size, accumulate, draws, repeat, keys, spread))]
+
+
+def ended(folder, name, processes):
+    "What each process ended with, and the rows of both stages."
+    return [load_tensors(folder / name / f"end{r}.safetensors") for r in range(processes)]
+
+
+def train(folder, name, processes, *more, **how):
+    done = subprocess.run(command(folder, name, processes, *more, **how), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return ended(folder, name, processes)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "Two processes with batches of four."
+    first, second = train(tmp_path_factory.mktemp("two"), "two", 2, 4)
+    same(first, second, 0)
+    return first
 
 
 def same(ours, theirs, eps):
@@ -89,16 +118,68 @@ def same(ours, theirs, eps):
             for k in set(row) - {"seconds", "clips per second"}: assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
 
 
-@pytest.mark.parametrize("repeat, keys", [("repeat", "teacher"), ("once", "student")])
-def test_two_processes_are_one_with_the_whole_batch(tmp_path, repeat, keys):
-    "Nothing is drawn here, so one process with twice the batch must do the same, uneven last batch and clips without sound or label included."
-    first, second = start(tmp_path, "two", 2, 4, repeat=repeat, keys=keys)
+def test_two_processes_are_one_with_the_whole_batch(two, tmp_path):
+    "Nothing is drawn here, so one process with twice the batch must do the same; clips repeat, some have no sound or label, the last batch is uneven."
+    same(two, train(tmp_path, "one", 1, 8)[0], 1e-9)
+
+
+def test_gradients_flow_between_processes(tmp_path):
+    "As in CLIP: the student's vectors of both processes are compared with each other."
+    first, second = train(tmp_path, "two", 2, 4, keys="student")
     same(first, second, 0)
-    same(first, start(tmp_path, "one", 1, 8, repeat=repeat, keys=keys)[0], 1e-9)
+    same(first, train(tmp_path, "one", 1, 8, keys="student")[0], 1e-9)
 
 
 def test_two_processes_draw_as_two_batches_of_a_step_do(tmp_path):
     "Augmentation, masks, dropout, mixing and wrong partners are drawn: the same in two processes as in one that takes two batches a step."
-    first, second = start(tmp_path, "two", 2, 4, draws=1)
+    first, second = train(tmp_path, "two", 2, 4, draws=1)
     same(first, second, 0)
-    same(first, start(tmp_path, "one", 1, 4, accumulate=2, draws=1)[0], 1e-9)
+    same(first, train(tmp_path, "one", 1, 4, accumulate=2, draws=1)[0], 1e-9)
+
+
+def stop(folder, number):
+    "Start two processes, and stop or kill them when they have saved."
+    started, file = command(folder, "run", 2, 4), folder / "run/pre.safetensors"
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    run = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not file.exists() or file.stat().st_mtime_ns == before: time.sleep(0.01)
+    workers = run.children(recursive=True)
+    run.send_signal(number)
+    if number == signal.SIGKILL: [w.kill() for w in workers]
+    run.wait()
+    psutil.wait_procs(workers, timeout=60)
+    assert not (folder / "run/end0.safetensors").exists(), "it was stopped too late to test anything"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    "A run that the scheduler ended: it saved and went."
+    folder = tmp_path_factory.mktemp("stopped")
+    stop(folder, signal.SIGTERM)
+    return folder / "run"
+
+
+def test_two_processes_that_were_stopped_and_killed_go_on(two, stopped, tmp_path):
+    "In the end all numbers are those of the run that nobody touched."
+    shutil.copytree(stopped, tmp_path / "run")
+    stop(tmp_path, signal.SIGKILL)
+    same(train(tmp_path, "run", 2, 4)[0], two, 0)
+
+
+def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
+    "FSDP2: each process holds half of every block. It takes up a run that began whole, and ends with the same weights, in the checkpoint too."
+    shutil.copytree(stopped, tmp_path / "run")
+    first, second = train(tmp_path, "run", 2, 4, spread="spread")
+    same(first, second, 0)
+    same(first, two, 1e-9)
+    saved = {k.removeprefix("objective."): v for k, v in load_tensors(tmp_path / "run/tune.safetensors")[0].items() if k.startswith("objective.")}
+    assert all(torch.equal(v, first[0][f"tune.{k}"]) for k, v in saved.items())
+
+
+def test_launched_from_a_notebook(tmp_path):
+    "accelerate's notebook_launcher forks; `fit` is the same there."
+    (tmp_path / "launch.py").write_text(TRAIN.split("out, size")[0] + LAUNCH)
+    done = subprocess.run([sys.executable, tmp_path / "launch.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
+    assert first.split()[2:] == second.split()[2:] and first.split()[1:3] == ["0", "2"]

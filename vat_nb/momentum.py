@@ -9,6 +9,7 @@ __all__ = ['make_teacher', 'update_teacher', 'alpha_at', 'class_targets']
 import copy
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from .core import at_least_fp32
 
 # %% ../nbs/14_momentum.ipynb #ce6064bd
@@ -26,7 +27,8 @@ def update_teacher(
     momentum: float = 0.995,  # share that stays
 ) -> None:
     "One step of the moving average, for all parameters at once (He et al. 2020, equation 2)."
-    slow, fast = zip(*((t, p) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
+    own = lambda p: p.to_local() if isinstance(p, DTensor) else p  # where weights are spread over processes, each moves its part
+    slow, fast = zip(*((own(t), own(p)) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
     torch._foreach_lerp_(slow, fast, 1 - momentum)
 
 # %% ../nbs/14_momentum.ipynb #879c6822

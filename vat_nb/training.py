@@ -21,6 +21,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_ba
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
 from IPython.display import display
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 from .align import Keys, Queue, contrast
@@ -33,7 +34,7 @@ from .match import matching_loss, matching_pairs
 from .model import TEMPERATURES, VAT, Output, Scores
 from .momentum import alpha_at, make_teacher, update_teacher
 from .pretrained import PretrainedEncoder, layer_decay_groups
-from .processes import gathered, process_count, process_rank, share_loader, shares, summed
+from .processes import average_gradients, clip_gradients, gathered, process_count, process_rank, share_loader, shares, spread_blocks, summed, whole_state
 from .pseudo import Confidence
 from .show import show_progress
 from .supervise import FixedBlend, head_losses
@@ -281,7 +282,8 @@ def make_optimizer(
     scale = {p: g["lr_scale"] for m in encoders for g in layer_decay_groups(m.backbone, layer_decay) for p in g["params"]} if layer_decay < 1 else {}
     shares = sorted({scale.get(p, 1.0) for p in trained}, reverse=True)
     chosen = [(share, decay, [p for p in trained if scale.get(p, 1.0) == share and (p.ndim > 1) == decay]) for share in shares for decay in (True, False)]
-    groups = [dict(params=ps, weight_decay=decay * weight_decay, lr_scale=share) for share, decay, ps in chosen]
+    chosen = [(*how, [p for p in ps if isinstance(p, DTensor) == spread]) for *how, ps in chosen for spread in (False, True)]  # fused steps take one kind at a time
+    groups = [dict(params=ps, weight_decay=decay * weight_decay, lr_scale=share) for share, decay, ps in chosen if ps]
     return torch.optim.AdamW(groups, lr=1e-4, fused=trained[0].device.type in ("cuda", "cpu"))
 
 # %% ../nbs/18_training.ipynb #14ffd7c6
@@ -338,6 +340,7 @@ class Schedule(NamedTuple):
     layer_decay: float = 1.0  # learning rate of a layer of a pretrained encoder, as a share of that of the next
     accumulate: int = 1  # batches of a step
     halve: bool = False  # a step that the device has no room for is taken in halves, quarters, ...
+    spread: bool = False  # the encoders are spread over the processes
 
 # %% ../nbs/18_training.ipynb #d70a4a8e
 @dataclass
@@ -399,7 +402,7 @@ def train_epoch(
             for group in optimizer.param_groups: group["lr"] = group["lr_scale"] * lr
             while True:
                 pieces = [piece.to(accelerator.device, non_blocking=True) for b in batches or [objective.choose(taken[0])] for piece in cut(b, parts)]
-                try: out, norm, known = backward(objective, wrapped, pieces, alpha, accelerator, how.clip_norm, (seed, epoch * steps + step)); break
+                try: out, norm, known = backward(objective, wrapped, pieces, alpha, accelerator, how.clip_norm, (seed, epoch * steps + step), how.spread); break
                 except torch.OutOfMemoryError as e:
                     most = max(len(b.id) for b in pieces)
                     if not how.halve or most < 2 or process_count() > 1:
@@ -436,6 +439,7 @@ def backward(
     accelerator: Accelerator,
     clip_norm: float,  # longest gradient
     place: tuple[int, int] = (0, 0),  # seed and step
+    spread: bool = False,  # the encoders are spread over the processes
 ) -> tuple[Step, Tensor, list[Known]]:  # what the objective says, over all processes; the length of the gradient before it was clipped; what was known
     "Loss and gradients of a step."
     known, said = [], []
@@ -446,10 +450,11 @@ def backward(
     known = objective.meet(known)
     for i, k in zip(numbers, known):
         seed_draws(*place, i, 1)
-        with nullcontext() if i == numbers[-1] else accelerator.no_sync(wrapped):  # gradients travel once per step
+        with nullcontext() if spread or i == numbers[-1] else accelerator.no_sync(wrapped):  # gradients travel once per step
             said.append(wrapped(k, alpha))
             accelerator.backward(said[-1].loss)
-    norm = accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], clip_norm)
+    if spread: average_gradients(objective)
+    norm = clip_gradients(objective, clip_norm) if spread else accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], clip_norm)
     parts = {k: sum(s.parts[k] for s in said) for k in said[0].parts} | dict(loss=sum(s.loss.detach() for s in said))
     if process_count() > 1: parts = dict(zip(parts, summed(torch.stack([*parts.values()])) / process_count()))
     return Step(parts.pop("loss"), parts), norm, known
@@ -470,14 +475,19 @@ def fit(
     seed: int = 0,  # of what is drawn in training
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
-    optimizer, history, done, best = make_optimizer(objective.to(accelerator.device), how.weight_decay, how.layer_decay), [], Progress(), {}
+    given, history, done, best = objective, [], Progress(), {}
     kept, about, main = Checkpoints(checkpoint, minutes) if checkpoint else None, json.loads(json.dumps(about or {})), accelerator.is_main_process
-    if kept and (found := kept.load()): history, done = load_run(found, objective, optimizer, about, kept.path, epochs)
+    found = kept.load() if kept else None
+    if found: history, done = load_run(found, objective, about, kept.path, epochs)
+    objective = spread_blocks(given, accelerator.device) if how.spread else given.to(accelerator.device)
+    optimizer = make_optimizer(objective, how.weight_decay, how.layer_decay)
+    if found: load_optimizer(optimizer, found[0])
     if kept and best_epoch(history): best = load_tensors(kept.best)[0]
     sampler, loader = loader.sampler, share_loader(loader)
-    wrapped, optimizer = accelerator.prepare(objective, optimizer) if len(history) < epochs else (objective, optimizer)
+    wrapped, optimizer = objective, accelerator.prepare(optimizer)
+    if len(history) < epochs: wrapped = accelerator.prepare_model(objective, device_placement=False, evaluation_mode=how.spread)  # spread blocks average their gradients themselves
     bar = tqdm(total=epochs * len(loader), initial=len(history) * len(loader) + done.taken, desc=type(objective).__name__.lower(), unit="batch", mininterval=5, disable=not main)
-    save = lambda: save_run(kept, objective, optimizer, history, done, about) if kept and main else None
+    save = lambda: save_run(kept, objective, optimizer, history, done, about) if kept and (main or how.spread) else None
     with Signals() as asked:
         def after_step(batches: list[Batch], good: bool) -> None:
             bar.update(done.taken + len(history) * len(loader) - bar.n)
@@ -495,16 +505,17 @@ def fit(
             done = Progress()
             objective.reweigh(history)
             if (found := best_epoch(history)) and found.epoch == len(history):
-                best = {k: v.detach().cpu().clone() for k, v in getattr(objective, found.who).state_dict().items()}
+                best = {k: v.detach().cpu().clone() for k, v in whole_state(getattr(objective, found.who)).items()}
                 if kept and main: save_tensors(kept.best, best, found._asdict())
-            if each_epoch and main: each_epoch(objective, history)
+            if each_epoch and main and not how.spread: each_epoch(objective, history)
             save()
             log_epoch(accelerator, type(objective).__name__.lower(), history[-1])
             if curves: curves.update(history, epochs)
             if agreed(asked, False): asked.stop()
     bar.close()
     if curves: curves.close(history)
-    if best: objective.student.load_state_dict(best)
+    if how.spread: given.load_state_dict(whole_state(objective))
+    if best: given.student.load_state_dict(best)
     return history
 
 
@@ -578,18 +589,18 @@ def log_epoch(
 # %% ../nbs/18_training.ipynb #7b23314f
 def save_run(kept: Checkpoints, objective: nn.Module, optimizer: torch.optim.Optimizer, history: list, done: Progress, about: dict) -> None:
     "Write all that a run needs to go on."
-    tensors = {f"objective.{k}": v for k, v in objective.state_dict().items()} | {f"sums.{k}": v for k, v in done.sums.items()}
-    kept.save(tensors | optimizer_tensors(optimizer) | random_state(), dict(history=history, done=asdict(replace(done, sums={})), about=about, processes=process_count()))
+    tensors = {f"objective.{k}": v for k, v in whole_state(objective).items()} | {f"sums.{k}": v for k, v in done.sums.items()}
+    tensors |= optimizer_tensors(optimizer)
+    if not process_rank(): kept.save(tensors | random_state(), dict(history=history, done=asdict(replace(done, sums={})), about=about, processes=process_count()))
 
 
-def load_run(found: tuple[dict[str, Tensor], dict], objective: nn.Module, optimizer: torch.optim.Optimizer, about: dict, path: Path, epochs: int) -> tuple[list, Progress]:  # history, place in the epoch
-    "Put a saved run back into objective, optimiser and random state. Raises ValueError when its settings were others."
+def load_run(found: tuple[dict[str, Tensor], dict], objective: nn.Module, about: dict, path: Path, epochs: int) -> tuple[list, Progress]:  # history, place in the epoch
+    "Put a saved run back into objective and random state. Raises ValueError when its settings were others."
     tensors, saved = found
     refuse_other(saved["about"], about, path)
     if len(saved["history"]) < epochs: refuse_other(dict(processes=saved["processes"]), dict(processes=process_count()), path)  # they share the batches; what is finished can be read by one
     part = lambda prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     load_weights(objective, part("objective."), path)
-    load_optimizer(optimizer, tensors)
     set_random_state(tensors)
     device = next(objective.parameters()).device
     return saved["history"], Progress(**saved["done"] | dict(sums={k: v.to(device) for k, v in part("sums.").items()}))
