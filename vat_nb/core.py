@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #09285743
 from __future__ import annotations
-import ast, configparser, difflib, errno, os
+import ast, configparser, difflib, errno, json, os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,9 @@ import vat_nb
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'Batch', 'Tokens', 'write_atomically', 'ParameterError',
-           'find_settings', 'read_recipe', 'check_parameters', 'parameter_names', 'notebook_recipe']
+__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'Batch', 'Tokens', 'write_atomically', 'is_plain',
+           'read_json', 'ParameterError', 'find_settings', 'read_recipe', 'check_parameters', 'parameter_names',
+           'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -102,6 +103,24 @@ def write_atomically(
         aside.unlink(missing_ok=True)
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
         raise OSError(e.errno, f"the disk of {path.parent} is full; what is done is kept: make room and run again with the same parameters") from None
+
+# %% ../nbs/00_core.ipynb #92bb4e3a
+def is_plain(
+    name: str,  # of a clip or a split, as a table has it
+) -> bool:
+    "Whether a file of this name lies in the folder it is put in: no separators, no leading dot."
+    return Path(name).name == name != "" and name[0] != "." and not {"\\", "\0"} & set(name)
+
+
+def read_json(
+    text: str | bytes,
+    where: str | Path,  # it comes from, named in the message
+) -> dict[str, Any]:
+    "A JSON object. Raises ValueError when it is none, or too deep to be read."
+    try: found = json.loads(text)
+    except (ValueError, RecursionError) as e: raise ValueError(f"{where} is no JSON ({type(e).__name__}: {e}): copy or write it again") from None
+    if not isinstance(found, dict): raise ValueError(f"{where} should hold names and values in braces, and holds a {type(found).__name__}: copy or write it again")
+    return found
 
 # %% ../nbs/00_core.ipynb #b3b8a46b
 class ParameterError(ValueError):
