@@ -58,7 +58,8 @@ def parse_stored(
         about = read_json(json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["about"], "its description")
         return Media([jpegs[a:b] for a, b in zip(offsets, offsets[1:])], times, arrays["audio"], float(about["duration"]), tuple(about["reasons"]), str(about["detail"]), about["box"] and tuple(map(int, about["box"])))
     except MemoryError: raise
-    except Exception as e: raise ValueError(f"{where} is no stored clip ({type(e).__name__}: {str(e).partition(chr(10))[0]}): delete it and run nbs/preprocess.ipynb again") from None  # a file from elsewhere may hold anything
+    except Exception as e:  # a file from elsewhere may hold anything
+        raise ValueError(f"{where} is no stored clip ({type(e).__name__}: {str(e).partition(chr(10))[0]}): delete it and run nbs/preprocess.ipynb again") from None
 
 
 def read_stored(
@@ -317,7 +318,8 @@ def read_file(
             if wait is None: raise OSError(f"{address} cannot be read ({type(e).__name__}: {e}): is the server there? Run again when it is") from None
             time.sleep(wait)
         else: break
-    if part and len(raw) != part[1] - part[0]: raise OSError(f"{address} gave {len(raw)} bytes where {part[1] - part[0]} were asked for: the server must answer range requests, and the file must be the one that index.json was written for")
+    if part and len(raw) != end - start:
+        raise OSError(f"{address} gave {len(raw)} bytes where {end - start} were asked for: the server must answer range requests, and the file be the one that index.json was written for")
     return raw
 
 

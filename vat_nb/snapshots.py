@@ -152,7 +152,8 @@ def _read_about(folder: Path) -> tuple[dict[str, Any], list[str]]:  # recipe, id
     where = folder / "run.json"
     about = read_json(where.read_bytes(), where)
     recipe, names = about.get("recipe"), about.get("kept")
-    if not isinstance(recipe, dict) or not isinstance(recipe.get("store"), str) or not isinstance(names, list): raise ValueError(f"{where} describes no run: copy the run again")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("store"), str) or not isinstance(names, list) or not all(isinstance(i, str) for i in names):
+        raise ValueError(f"{where} describes no run: copy the run again")
     check_building(recipe, where)
     return recipe, names
 
@@ -162,7 +163,8 @@ def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
     try: found = [Snapshot(stage, int(path.stem.split("-")[1]), who, *(tensors[f"{who} {k}"].numpy() for k in ("v", "a", "own")), float(said[who]["temperature"])) for who in said]
     except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{path} is no snapshot ({type(e).__name__}: {e}): delete it") from None
     for s in found:
-        if s.v.shape != s.a.shape or s.v.ndim != 2 or len(s.v) != clips or s.own.shape != (clips,) or not all(np.isfinite(x).all() for x in (s.v, s.a, s.own)): raise ValueError(f"{path} is no snapshot of {clips} clips: delete it")
+        if s.v.shape != s.a.shape or s.v.ndim != 2 or len(s.v) != clips or s.own.shape != (clips,) or not all(np.isfinite(x).all() for x in (s.v, s.a, s.own)):
+            raise ValueError(f"{path} is no snapshot of {clips} clips: delete it")
     return found
 
 # %% ../nbs/22_snapshots.ipynb #6abf1336
