@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import write_noise
 from safetensors.torch import save
 
 DEEP = '{"a":' * 100_000
@@ -22,22 +23,7 @@ class Harm:
 
 @pytest.fixture
 def store(tmp_path):
-    "Four clips of noise."
-    import numpy as np
-    import simplejpeg
-    from vat_nb.core import Clip
-    from vat_nb.media import Media
-    from vat_nb.preprocess import LEDGER, append_rows, write_clips, write_stored
-    from vat_nb.releases import MER23
-    rng, folder = np.random.default_rng(0), tmp_path / "store"
-    clips = [Clip(f"clip{i}", f"clip{i}.mp4", "test1", kind, (0.5,)) for i, kind in enumerate(("happy", "sad", "angry", "sad"))]
-    for c in clips:
-        jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(10)]
-        write_stored(folder / "clips" / f"{c.id}.safetensors", Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""))
-    row = dict.fromkeys(LEDGER, "") | dict(status="ok", split="test1", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12)
-    append_rows(folder, [row | dict(id=c.id) for c in clips])
-    write_clips(folder, clips, MER23, dict(fps=10.0, size=64, quality=90, faces=None))
-    return folder
+    return write_noise(tmp_path / "store", 4)
 
 
 def change(path, old, new):
@@ -117,7 +103,7 @@ def test_a_store_whose_rows_cannot_be(store):
         with pytest.raises(ValueError, match="is no store of vat_nb"): open_store(store)
     (store / "ledger.csv").write_text(ledger)
     clips = (store / "clips.csv").read_text()
-    for old, new in ((",happy,", ",jolly,"), ("id,path", "ID,path")):
+    for old, new in ((",angry,", ",jolly,"), ("id,path", "ID,path")):
         (store / "clips.csv").write_text(clips.replace(old, new, 1))
         with pytest.raises(ValueError, match="is no store of vat_nb"): open_store(store)
 

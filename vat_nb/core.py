@@ -155,6 +155,9 @@ CHOICES = dict(
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
+def _placed(home: Path, place: str) -> str: return place if "://" in place else os.path.normpath(home / place)
+
+
 def read_recipe(
     dataset: str,  # a section of settings.ini
     settings: str | Path | None = None,  # the file; None finds it
@@ -171,7 +174,7 @@ def read_recipe(
     defaults = {k: _literal(v) for k, v in ini.items("DEFAULT", raw=True)}
     recipe = {k: _literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
-    return dict(dataset=dataset, **{k: str(path.parent / v) if k in PATHS and v is not None else v for k, v in checked.items()})
+    return dict(dataset=dataset, **{k: _placed(path.parent, v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
 # %% ../nbs/00_core.ipynb #7f8849a0
 def check_parameters(
@@ -217,4 +220,4 @@ def notebook_recipe(
     typed = lambda k: _literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
-    return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}
+    return {k: _placed(home.resolve(), v) if k in PATHS else v for k, v in recipe.items()}
