@@ -155,7 +155,7 @@ CHOICES = dict(
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
-def _placed(home: Path, place: str) -> str: return place if "://" in place else os.path.normpath(home / place)
+def _placed(home: Path, place: str) -> str: return place if "://" in place else str((home / place).resolve())
 
 
 def read_recipe(
@@ -220,4 +220,4 @@ def notebook_recipe(
     typed = lambda k: _literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
-    return {k: _placed(home.resolve(), v) if k in PATHS else v for k, v in recipe.items()}
+    return {k: _placed(home, v) if k in PATHS else v for k, v in recipe.items()}
