@@ -20,6 +20,7 @@ from .synth import *
 from .preprocess import *
 from .loading import *
 from .speaker import *
+from .shards import *
 from .layers import *
 from .encoders import *
 from .pretrained import *

@@ -14,7 +14,7 @@ import safetensors, torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from .core import write_atomically
+from .core import read_json, write_atomically
 
 # %% ../nbs/17b_checkpoint.ipynb #5339eea4
 def save_tensors(
@@ -34,9 +34,12 @@ def load_tensors(
     "Read tensors and JSON. Raises ValueError when the file is not one of ours, or not as it was written."
     try:
         with safetensors.safe_open(path, "pt") as f:
-            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {})["about"])
-    except (safetensors.SafetensorError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {e})") from None
-    if about.pop("digest", "") != _digest(tensors, about): raise ValueError(f"{path} is no checkpoint of vat_nb as it was written: its digest does not fit what it holds; copy it again, or delete it")
+            tensors, about = {k: f.get_tensor(k) for k in f.keys()}, read_json((f.metadata() or {})["about"], "its description")
+        digest = about.pop("digest", "")
+        found = _digest(tensors, about)
+    except (OSError, MemoryError): raise
+    except Exception as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {str(e).partition(chr(10))[0]})") from None  # a file from elsewhere may hold anything
+    if digest != found: raise ValueError(f"{path} is no checkpoint of vat_nb as it was written: its digest does not fit what it holds; copy it again, or delete it")
     return tensors, about
 
 

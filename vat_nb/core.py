@@ -4,7 +4,7 @@
 
 # %% ../nbs/00_core.ipynb #09285743
 from __future__ import annotations
-import ast, configparser, difflib, errno, os
+import ast, configparser, difflib, errno, json, os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32', 'Batch', 'Tokens', 'write_atomically',
-           'ParameterError', 'literal', 'find_settings', 'read_recipe', 'check_parameters', 'parameter_names',
-           'notebook_recipe']
+           'is_plain', 'read_json', 'ParameterError', 'literal', 'find_settings', 'read_recipe', 'check_parameters',
+           'parameter_names', 'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -110,6 +110,24 @@ def write_atomically(
         if e.errno not in (errno.ENOSPC, errno.EDQUOT): raise
         raise OSError(e.errno, f"the disk of {path.parent} is full; what is done is kept: make room and run again with the same parameters") from None
 
+# %% ../nbs/00_core.ipynb #92bb4e3a
+def is_plain(
+    name: str,  # of a clip or a split, as a table has it
+) -> bool:
+    "Whether a file of this name lies in the folder it is put in: no separators, no leading dot."
+    return Path(name).name == name != "" and name[0] != "." and not {"\\", "\0"} & set(name)
+
+
+def read_json(
+    text: str | bytes,
+    where: str | Path,  # it comes from, named in the message
+) -> dict[str, Any]:
+    "A JSON object. Raises ValueError when it is none, or too deep to be read."
+    try: found = json.loads(text)
+    except (ValueError, RecursionError) as e: raise ValueError(f"{where} is no JSON ({type(e).__name__}: {e}): copy or write it again") from None
+    if not isinstance(found, dict): raise ValueError(f"{where} should hold names and values in braces, and holds a {type(found).__name__}: copy or write it again")
+    return found
+
 # %% ../nbs/00_core.ipynb #b3b8a46b
 class ParameterError(ValueError):
     "A recipe or a notebook parameter that cannot be right; the message names the nearest that could."
@@ -146,6 +164,9 @@ CHOICES = dict(
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
 
+def _placed(home: Path, place: str) -> str: return place if "://" in place else str((home / place).resolve())
+
+
 def read_recipe(
     dataset: str,  # a section of settings.ini
     settings: str | Path | None = None,  # the file; None finds it
@@ -162,7 +183,7 @@ def read_recipe(
     defaults = {k: literal(v) for k, v in ini.items("DEFAULT", raw=True)}
     recipe = {k: literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
-    return dict(dataset=dataset, **{k: str(path.parent / v) if k in PATHS and v is not None else v for k, v in checked.items()})
+    return dict(dataset=dataset, **{k: _placed(path.parent, v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
 # %% ../nbs/00_core.ipynb #7f8849a0
 def check_parameters(
@@ -208,4 +229,4 @@ def notebook_recipe(
     typed = lambda k: literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
-    return {k: str((home / v).resolve()) if k in PATHS else v for k, v in recipe.items()}
+    return {k: _placed(home, v) if k in PATHS else v for k, v in recipe.items()}
