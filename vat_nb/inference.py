@@ -217,7 +217,8 @@ def robustness(
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
 
 # %% ../nbs/19_inference.ipynb #c85c4dd2
-BUILDING = dict(size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None)  # recipe values that a model is built and fed with
+BUILDING = dict(  # recipe values that a model is built and fed with
+    size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None)
 LARGEST = dict(image=4096, fps=1000.0, frames=100_000, quality=100)  # no model here was made with more
 
 
