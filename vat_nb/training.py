@@ -135,6 +135,7 @@ class Pretrain(nn.Module):
             if self.keys == "student": zero = zero + 0 * sum(x.sum() for x in gathered(*(keys.v[:0].clone().requires_grad_() for _ in "va"), gradient=True)[0])
             return Step(zero, {k: zero.detach() for k in goals})
         seen, losses = self.student.encode(batch, self.goals.patch_drop), {}
+        seen = seen._replace(video=self.student.fusion.read(seen.video))  # once for matching and for the hidden sound
         partners = tuple(gathered(seen.v, seen.a, gradient=True)[0]) if self.keys == "student" else None
         vac = contrast(seen.v, seen.a, keys, self.queue, self.student.clamped_temperature(), alpha, partners)
         if self.goals.contrast: losses["contrast"] = vac.loss
