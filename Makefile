@@ -1,7 +1,8 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
-# make crossval | ablation | semisupervised   folds and ensembles; what each part is worth; how many labels it takes (all resumable)
+# make crossval | ablation | semisupervised | sweep   folds and ensembles; what each part is worth; how many labels it takes; which values are best (all resumable)
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
+# make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
 # make lab     JupyterLab on this machine, with a token
 # make docs    the documentation site, into site/: open site/index.html, no server and no network needed
 # Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT := runs/$(DATASET)
 
-.PHONY: setup train preprocess results benchmark crossval ablation semisupervised alignment audit test lab docs export readme figures clean
+.PHONY: setup train preprocess results benchmark crossval ablation semisupervised sweep soak alignment audit test lab docs export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -30,7 +31,7 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess benchmark crossval ablation semisupervised alignment audit: setup
+preprocess benchmark crossval ablation semisupervised sweep soak alignment audit: setup
 	mkdir -p $(OUT)
 	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb

@@ -173,7 +173,7 @@ def settings_page():
 
 def order():
     "The order of the pages, found from what is there."
-    here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "look", "alignment_matrix"]
+    here = ["own_data", "mer2023", "muse_mimic", "cheavd2", "small_data", "pretrained", "slurm", "gpus", "sweeps", "look", "alignment_matrix"]
     found = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
     entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
     return [

@@ -242,7 +242,7 @@ def test_shell_of_the_pages_parses():
 
 def test_names_after_p_in_the_text_are_recipe_values():
     from vat_nb.core import read_recipe
-    known = set(read_recipe("demo")) | set().union(*(parameters_of(n) for n in ("train", "preprocess", "crossval", "ablation", "semisupervised", "benchmark")))
+    known = set(read_recipe("demo")) | set().union(*(parameters_of(n) for n in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "benchmark")))
     for page, text in PAGES.items():
         for inline in re.findall(r"`(-p [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S)):
             assert (names := set(re.findall(r"-p (\w+)", inline)) - {"name"}) <= known, f"{page}: {names}"

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'open_release', 'Split', 'is_labelled', 'unlabel',
-           'check_pseudo', 'split_clips', 'few_labels', 'clip_weights', 'audited', 'new_model', 'features_of',
-           'whole_model', 'loader_of', 'predict_clips', 'schedule', 'has_both', 'pretrain', 'validation', 'finetune',
-           'train_model', 'run_key', 'scored_clips', 'run_recipe']
+           'watched_clips', 'has_both', 'check_pseudo', 'split_clips', 'few_labels', 'clip_weights', 'audited',
+           'new_model', 'features_of', 'whole_model', 'loader_of', 'predict_clips', 'schedule', 'pretrain',
+           'validation', 'finetune', 'train_model', 'run_key', 'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -69,6 +69,8 @@ def check_recipe(
     refuse(r["video_encoder"] and r["patch_drop"], "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its pictures whole: set patch_drop to 0")
     refuse(r["video_encoder"] and r["tubelet"], "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out")
     refuse(r["tubelet"] is not None and not (type(r["tubelet"]) is int and r["tubelet"]), f"tubelet is a number of frames, such as 2, not {r['tubelet']!r}")
+    refuse(not r["accumulate"] or not r["processes"], "accumulate and processes are 1 or more")
+    refuse(r["contrast_keys"] == "student" and (r["accumulate"] > 1 or r["halve"]), "contrast_keys = student needs a batch at once: set accumulate to 1 and halve to False, or contrast_keys to teacher")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
     tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
@@ -91,12 +93,13 @@ def open_release(
     if root.is_dir() or not stored:
         release = read_release(recipe["layout"], root, recipe["release"])
         with dask_client(recipe["scheduler"]) as client:
-            preprocess(release_clips(release), release.task, store, processes=recipe["processes"], limit=recipe["limit"], client=client, **reading(recipe))
+            preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))
     data = open_store(store)
     refuse_other(data.settings, portable(reading(recipe)), store)
     refuse_failed(data.ledger.reset_index(), recipe["max_failed"], store)
     if recipe["cache_features"]:
-        cache_features(load_video(recipe["video_encoder"], recipe["fps"]), load_audio(recipe["audio_encoder"]), data, data.usable(), features_of(recipe), make_accelerator(recipe["device"], recipe["seed"], precision=recipe["precision"]).device)
+        device = make_accelerator(recipe["device"], recipe["seed"], precision=recipe["precision"]).device
+        cache_features(load_video(recipe["video_encoder"], recipe["fps"]), load_audio(recipe["audio_encoder"]), data, data.usable(), features_of(recipe), device)
     return data._replace(change=against_speakers(data, data.usable())) if recipe["against_speaker"] else data
 
 # %% ../nbs/21_experiment.ipynb #480b95d8
@@ -117,6 +120,17 @@ def is_labelled(clip: Clip) -> bool:
 def unlabel(clip: Clip) -> Clip:
     "The same clip, its labels forgotten."
     return replace(clip, emotion=None, targets=(np.nan,) * len(clip.targets))
+
+
+def watched_clips(data: Store, split: Split) -> list[Clip]:
+    "The clips whose alignment is looked at: those of the first scored split, or what else there is."
+    clips = data.usable(split.tests[0]) if split.tests else split.valid or split.train
+    return [c for c in clips if has_both(data, c)]
+
+
+def has_both(data: Store, clip: Clip) -> bool:
+    "Whether a clip has picture and sound."
+    return bool(data.ledger.loc[clip.id, "frames"] and data.ledger.loc[clip.id, "samples"])
 
 
 def check_pseudo(recipe: dict[str, Any], unlabelled: list[Clip], task: Task) -> None:
@@ -235,7 +249,8 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
     return predict(model, loader_of(data, clips, recipe), accelerator.autocast)
 
 # %% ../nbs/21_experiment.ipynb #71663116
-COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "temperature", "seed", "valid", "valid_split",
+COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
+          "temperature", "seed", "valid", "valid_split",
           "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
           "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop")
 TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
@@ -244,11 +259,6 @@ TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "
 def schedule(recipe: dict[str, Any], lr: float) -> Schedule:
     "How a stage steps."
     return Schedule(lr, **{k: recipe[k] for k in Schedule._fields[1:]})
-
-
-def has_both(data: Store, clip: Clip) -> bool:
-    "Whether a clip has picture and sound."
-    return bool(data.ledger.loc[clip.id, "frames"] and data.ledger.loc[clip.id, "samples"])
 
 
 def pretrain(
@@ -263,10 +273,10 @@ def pretrain(
     "Contrast, matching and masked sound, without labels."
     r, pairs = recipe, [c for c in clips if has_both(data, c)]
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"], r["patch_drop"])
-    objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
+    objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]), r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
     return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
-               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"])
+               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"], seed=r["seed"])
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -303,7 +313,7 @@ def finetune(
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
     about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"])
+               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"], r["seed"])
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(

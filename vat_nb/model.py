@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from . import pretrained
-from .core import Batch, Tokens
+from .core import Batch, Tokens, at_least_fp32
 from .encoders import AudioEncoder, VideoEncoder
 from .layers import Block
 
@@ -75,10 +75,6 @@ class Scores(NamedTuple):
     values: Tensor  # [B, K] continuous targets, in their own unit
 
 
-def _fp32(x: Tensor) -> Tensor:  # what is bf16 or fp16 becomes fp32, what is fp64 stays
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class Head(nn.Module):
     "Classes and values from a [CLS] token."
 
@@ -95,7 +91,7 @@ class Head(nn.Module):
         self.register_buffer("std", torch.ones(targets))
 
     def forward(self, cls: Tensor) -> Scores:  # cls: [B, D]
-        y = _fp32(self.out(cls))
+        y = at_least_fp32(self.out(cls))
         return Scores(y[:, :self.classes], y[:, self.classes:] * self.std + self.mean)
 
 # %% ../nbs/11_model.ipynb #da91f9a3
@@ -149,16 +145,16 @@ class VAT(nn.Module):
         "Tokens and contrast vectors of each modality."
         video = self.video(batch.video, batch.vmask, drop) if drop else self.video(batch.video, batch.vmask)
         audio = self.audio(batch.audio, batch.amask)
-        v, a = (F.normalize(_fp32(p(t.cls)), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio)))
+        v, a = (F.normalize(at_least_fp32(p(t.cls)), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio)))
         return Encoded(video, audio, v, a)
 
     def match(self, encoded: Encoded, pairs: tuple[Tensor, Tensor]) -> Tensor:  # pairs: rows of video, rows of audio -> [P, 2]
         "Logits of 'another clip's' and 'the same clip's' for each pair."
-        return _fp32(self.match_head(self.fusion(encoded.video, encoded.audio, pairs).cls))
+        return at_least_fp32(self.match_head(self.fusion(encoded.video, encoded.audio, pairs).cls))
 
     def reconstruct(self, video: Tokens, audio: Tokens) -> Tensor:  # [B, N, numbers of a patch]
         "The patches of the spectrogram, as the fused tokens imagine them."
-        return _fp32(self.mask_head(self.fusion(video, audio, cls_only=False).x[:, 1:]))
+        return at_least_fp32(self.mask_head(self.fusion(video, audio, cls_only=False).x[:, 1:]))
 
     def forward(self, batch: Batch) -> Output:
         encoded = self.encode(batch)

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, load_weights, save_tensors
-from .core import Clip, find_settings, write_atomically
+from .core import Clip, find_settings, read_json, write_atomically
 from .experiment import has_both, loader_of
-from .inference import Recognizer
+from .inference import Recognizer, check_building
 from .model import VAT, build_vat
 from .preprocess import Store, append_rows, open_store, write_clips
 from .releases import Task
@@ -42,7 +42,7 @@ def copy_clips(
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "clips").mkdir(parents=True)
-    for c in clips: shutil.copyfile(store.path / "clips" / f"{c.id}.safetensors", folder / "clips" / f"{c.id}.safetensors")
+    for c in clips: write_atomically(folder / "clips" / f"{c.id}.safetensors", store.raw(c))
     append_rows(folder, store.ledger.loc[[c.id for c in clips]].reset_index().to_dict("records"))
     write_clips(folder, clips, store.task, store.settings)
 
@@ -103,7 +103,7 @@ def keep_run(
 
 
 def _kept(out: Path) -> list[str]:
-    return json.loads((out / "run.json").read_text())["kept"] if (out / "run.json").is_file() else []
+    return read_json((out / "run.json").read_bytes(), out / "run.json").get("kept", []) if (out / "run.json").is_file() else []
 
 
 def _file(out: Path, stage: str, epoch: int) -> Path:
@@ -132,22 +132,40 @@ class Run(NamedTuple):
 def open_run(
     folder: str | Path,  # such as runs/demo
 ) -> Run:
-    "Open a run, finished or not. Raises ValueError when the folder keeps none."
+    "Open a run, finished or not. Raises ValueError when the folder keeps none, or one that cannot be."
     folder = Path(folder)
     if not (folder / "run.json").is_file():
         raise ValueError(f"{folder} keeps no run to look at: train first (make train), with keep_clips above 0, or name another folder with -p run FOLDER")
-    about = json.loads((folder / "run.json").read_text())
-    own, there = open_store(folder / "clips"), find_settings().parent / about["recipe"]["store"]
-    by_id = {c.id: c for c in own.clips}
+    recipe, names = _read_about(folder)
+    own, there = open_store(folder / "clips"), find_settings().parent / recipe["store"]
+    by_id = {c.id: c for c in own.usable()}
+    if strange := [i for i in names if i not in by_id]: raise ValueError(f"{folder}/run.json names the clip {strange[0]!r}, of which the run keeps nothing: copy the run again")
     snapshots, history = [], {}
     for stage in ("start", "pretrain", "finetune"):
-        for path in sorted((folder / "snapshots").glob(f"{stage}-*.safetensors")):
-            tensors, said = load_tensors(path)
-            part = lambda who, k: tensors[f"{who} {k}"].numpy()
-            snapshots += [Snapshot(stage, int(path.stem.split("-")[1]), who, *(part(who, k) for k in ("v", "a", "own")), said[who]["temperature"]) for who in said]
+        for path in sorted((folder / "snapshots").glob(f"{stage}-*.safetensors")): snapshots += _read_snapshots(path, stage, len(names))
         rows = folder / f"snapshots/{stage}.json"
-        if rows.is_file(): history[stage] = json.loads(rows.read_text())
-    return Run(folder, about["recipe"], open_store(there) if (there / "settings.json").is_file() else own, [by_id[i] for i in about["kept"]], snapshots, history)
+        if rows.is_file(): history[stage] = read_json(b'{"rows": %b}' % rows.read_bytes(), rows)["rows"]
+    return Run(folder, recipe, open_store(there) if (there / "settings.json").is_file() else own, [by_id[i] for i in names], snapshots, history)
+
+
+def _read_about(folder: Path) -> tuple[dict[str, Any], list[str]]:  # recipe, ids of the kept clips
+    where = folder / "run.json"
+    about = read_json(where.read_bytes(), where)
+    recipe, names = about.get("recipe"), about.get("kept")
+    if not isinstance(recipe, dict) or not isinstance(recipe.get("store"), str) or not isinstance(names, list) or not all(isinstance(i, str) for i in names):
+        raise ValueError(f"{where} describes no run: copy the run again")
+    check_building(recipe, where)
+    return recipe, names
+
+
+def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
+    tensors, said = load_tensors(path)
+    try: found = [Snapshot(stage, int(path.stem.split("-")[1]), who, *(tensors[f"{who} {k}"].numpy() for k in ("v", "a", "own")), float(said[who]["temperature"])) for who in said]
+    except (KeyError, TypeError, ValueError) as e: raise ValueError(f"{path} is no snapshot ({type(e).__name__}: {e}): delete it") from None
+    for s in found:
+        if s.v.shape != s.a.shape or s.v.ndim != 2 or len(s.v) != clips or s.own.shape != (clips,) or not all(np.isfinite(x).all() for x in (s.v, s.a, s.own)):
+            raise ValueError(f"{path} is no snapshot of {clips} clips: delete it")
+    return found
 
 # %% ../nbs/22_snapshots.ipynb #6abf1336
 def run_model(
@@ -165,7 +183,9 @@ def run_model(
     if not path.is_file(): raise ValueError(f"{folder} holds no {stage}.safetensors: this run had no such stage, or the file was left behind")
     if r["cache_features"]: raise ValueError("this run was trained on cached features: only its finished model can be looked at (stage finetune, student)")
     prefix = f"objective.{who}."
-    with safe_open(path, "pt") as f: tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
+    try:
+        with safe_open(path, "pt") as f: tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
+    except SafetensorError as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({e})") from None
     model = build_vat(r["size"], r["image"], r["fps"], len(run.task.classes), len(run.task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune", "tubelet")})
     load_weights(model, tensors, path)
     return model.eval().to(device)
