@@ -58,7 +58,7 @@ class Windows(Sampler):
 # %% ../nbs/08_loading.ipynb #a36a35d2
 class Sample(NamedTuple):
     "One window of one clip."
-    frames: np.ndarray  # [T, H, W, 3] uint8; T is 0 where there is no picture
+    frames: Sequence[np.ndarray]  # T pictures [H, W, 3] uint8; T is 0 where there is no picture
     wave: np.ndarray  # [S] int16; S is 0 where there is no sound
     y: int  # class, -100 where unlabelled
     t: tuple[float, ...]  # targets, NaN where unlabelled
@@ -71,11 +71,11 @@ def cut_window(
     frames: int,  # frames of a window
     fps: float,  # frames per second of the store
     side: int,  # of the pictures in px, for a window without any
-) -> tuple[np.ndarray, np.ndarray]:  # [T, H, W, 3] uint8, [S] int16
+) -> tuple[Sequence[np.ndarray], np.ndarray]:  # T pictures [H, W, 3] uint8, [S] int16
     "Pictures and sound of a window, which begin at the same moment."
     chosen = [j for j, at in zip(media.jpegs, media.times) if start <= at * fps < start + frames]
     a, b = (round(k / fps * SAMPLE_RATE) for k in (start, start + frames))
-    return np.stack([simplejpeg.decode_jpeg(j) for j in chosen]) if chosen else np.zeros((0, side, side, 3), np.uint8), media.audio[a:b]
+    return [simplejpeg.decode_jpeg(j) for j in chosen] or np.zeros((0, side, side, 3), np.uint8), media.audio[a:b]
 
 
 class ClipDataset(Dataset):
@@ -99,7 +99,7 @@ class ClipDataset(Dataset):
         clip, classes = self.clips[row], self.store.task.classes
         frames, wave = cut_window(self.store.media(clip), start, self.frames, self.fps, self.side)
         for change in (self.change, self.store.change):
-            if change: frames, wave = change(clip, frames, wave)
+            if change: frames, wave = change(clip, np.asarray(frames), wave)
         return Sample(frames, wave, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
 # %% ../nbs/08_loading.ipynb #673033bc
@@ -109,10 +109,11 @@ def collate(
     "Pad clips to a batch."
     frames, waves = [s.frames for s in samples], [s.wave for s in samples]
     t, s = max(1, *map(len, frames)), max(1, *map(len, waves))
-    video = torch.zeros(len(samples), t, 3, *frames[0].shape[1:3], dtype=torch.uint8)
+    side = next((f[0].shape[:2] for f in frames if len(f)), None) or frames[0].shape[1:3]
+    video = torch.zeros(len(samples), t, 3, *side, dtype=torch.uint8)
     audio = torch.zeros(len(samples), s, dtype=torch.int16)
     for i, (f, w) in enumerate(zip(frames, waves)):
-        video[i, :len(f)] = torch.from_numpy(f).permute(0, 3, 1, 2)
+        for place, picture in zip(video[i].numpy(), f): place[:] = picture.transpose(2, 0, 1)  # one by one, without a copy of the clip in between
         audio[i, :len(w)] = torch.from_numpy(w)
     lengths = lambda xs: torch.tensor([len(x) for x in xs])
     return Batch(video, lengths_mask(lengths(frames), t), audio, lengths_mask(lengths(waves), s), torch.tensor([s.y for s in samples]),

@@ -225,7 +225,7 @@ def read_piece(
     given = ClipDataset(store, [clip], frames)[0, start]
     plain = ClipDataset(store._replace(change=None), [clip], frames)[0, start] if store.change else given
     if not len(plain.frames) or not len(plain.wave): raise ValueError(f"clip {clip.id} has no {'sound' if len(plain.frames) else 'picture'} here: attention between sound and picture needs both, choose another clip")
-    return Piece(plain.frames, plain.wave, store.settings["fps"], collate([given]))
+    return Piece(np.asarray(plain.frames), plain.wave, store.settings["fps"], collate([given]))
 
 # %% ../nbs/20c_saliency.ipynb #1795bccc
 def at_slots(

@@ -88,7 +88,7 @@ def window_batch(
     "Windows of a clip side by side, as the model was taught to see them."
     r, nothing = recognizer.recipe, (np.nan,) * len(recognizer.task.targets)
     parts = [cut_window(media, s, r["frames"], r["fps"], r["image"]) for s in starts]
-    return collate([Sample(*(store.change(clip, *p) if store.change else p), -100, nothing, i) for i, p in enumerate(parts)])
+    return collate([Sample(*(store.change(clip, np.asarray(p[0]), p[1]) if store.change else p), -100, nothing, i) for i, p in enumerate(parts)])
 
 
 def predict_windows(
