@@ -33,6 +33,7 @@ from .supervise import *
 from .pseudo import *
 from .metrics import *
 from .checkpoint import *
+from .processes import *
 from .training import *
 from .inference import *
 from .ensemble import *
@@ -44,5 +45,6 @@ from .experiment import *
 from .snapshots import *
 from .similarity import *
 from .audit import *
+from .launch import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

@@ -13,9 +13,9 @@ import vat_nb
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'Batch', 'Tokens', 'write_atomically', 'is_plain',
-           'read_json', 'ParameterError', 'find_settings', 'read_recipe', 'check_parameters', 'parameter_names',
-           'notebook_recipe']
+__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32', 'Batch', 'Tokens', 'write_atomically',
+           'is_plain', 'read_json', 'ParameterError', 'literal', 'find_settings', 'read_recipe', 'check_parameters',
+           'parameter_names', 'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -46,6 +46,12 @@ def masked_mean(
     "Mean over the real elements of each row."
     x = x.where(mask[..., None], 0)
     return x.sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+
+
+def at_least_fp32(x: Tensor) -> Tensor:
+    "The same in fp32 where it is bf16 or fp16: losses need more digits than layers do."
+    import torch
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 # %% ../nbs/00_core.ipynb #5d72d410
 class Batch(NamedTuple):
@@ -128,7 +134,10 @@ class ParameterError(ValueError):
     def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]  # a notebook shows the sentence alone
 
 
-def _literal(s: str) -> Any:
+def literal(
+    s: str,  # of settings.ini, or of a command line
+) -> Any:
+    "A word as the number, truth value, None, list or text that it means."
     try: return ast.literal_eval(s)
     except (ValueError, SyntaxError): return s
 
@@ -150,7 +159,7 @@ def find_settings(
 
 # %% ../nbs/00_core.ipynb #281ea02a
 CHOICES = dict(
-    stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"),
+    stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), contrast_keys=("teacher", "student"),
     size=("mini", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
 
@@ -171,8 +180,8 @@ def read_recipe(
         if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {_nearest(name, names)}")
         values = dict(ini.items(name, vars=dict(dataset=dataset)))
         return (section(values.pop("like")) if "like" in values else {}) | values
-    defaults = {k: _literal(v) for k, v in ini.items("DEFAULT", raw=True)}
-    recipe = {k: _literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
+    defaults = {k: literal(v) for k, v in ini.items("DEFAULT", raw=True)}
+    recipe = {k: literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
     return dict(dataset=dataset, **{k: _placed(path.parent, v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
@@ -217,7 +226,7 @@ def notebook_recipe(
     for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
     recipe = read_recipe(names["dataset"]) | own
-    typed = lambda k: _literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
+    typed = lambda k: literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: _placed(home, v) if k in PATHS else v for k, v in recipe.items()}

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'reading', 'open_release', 'Split', 'is_labelled', 'unlabel',
-           'check_pseudo', 'split_clips', 'few_labels', 'clip_weights', 'audited', 'new_model', 'features_of',
-           'whole_model', 'loader_of', 'predict_clips', 'schedule', 'has_both', 'pretrain', 'validation', 'finetune',
-           'train_model', 'run_key', 'scored_clips', 'run_recipe']
+           'watched_clips', 'has_both', 'check_pseudo', 'split_clips', 'few_labels', 'clip_weights', 'audited',
+           'new_model', 'features_of', 'whole_model', 'loader_of', 'predict_clips', 'schedule', 'pretrain',
+           'validation', 'finetune', 'train_model', 'run_key', 'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -23,6 +23,7 @@ from .checkpoint import refuse_other
 from .core import Clip, ParameterError, find_settings
 from .corrupt import CONDITIONS, Condition, babble
 from .ensemble import load_predictions, save_predictions
+from .layers import prepare_blocks
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth, under
 from .loading import hold_out, make_loader
 from .model import SIZES, VAT, Scores, build_vat
@@ -36,7 +37,7 @@ from .synth import write_demo
 from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, tracker_names
 
 # %% ../nbs/21_experiment.ipynb #57e7a1aa
-SHARES = ("alpha", "mask_rate", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay")
+SHARES = ("alpha", "mask_rate", "patch_drop", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay")
 
 
 def check_recipe(
@@ -64,6 +65,12 @@ def check_recipe(
     refuse(r["cache_features"] and not frozen, "cache_features needs a pretrained video_encoder and audio_encoder, both frozen")
     varied = r["augment_image"] or r["augment_wave"] or r["against_speaker"]
     refuse(r["cache_features"] and varied, "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
+    refuse(r["patch_drop"] == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
+    refuse(r["video_encoder"] and r["patch_drop"], "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its pictures whole: set patch_drop to 0")
+    refuse(r["video_encoder"] and r["tubelet"], "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out")
+    refuse(r["tubelet"] is not None and not (type(r["tubelet"]) is int and r["tubelet"]), f"tubelet is a number of frames, such as 2, not {r['tubelet']!r}")
+    refuse(not r["accumulate"] or not r["processes"], "accumulate and processes are 1 or more")
+    refuse(r["contrast_keys"] == "student" and (r["accumulate"] > 1 or r["halve"]), "contrast_keys = student needs a batch at once: set accumulate to 1 and halve to False, or contrast_keys to teacher")
     refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
     tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
@@ -86,12 +93,13 @@ def open_release(
     if root.is_dir() or not stored:
         release = read_release(recipe["layout"], root, recipe["release"])
         with dask_client(recipe["scheduler"]) as client:
-            preprocess(release_clips(release), release.task, store, processes=recipe["processes"], limit=recipe["limit"], client=client, **reading(recipe))
+            preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))
     data = open_store(store)
     refuse_other(data.settings, portable(reading(recipe)), store)
     refuse_failed(data.ledger.reset_index(), recipe["max_failed"], store)
     if recipe["cache_features"]:
-        cache_features(load_video(recipe["video_encoder"], recipe["fps"]), load_audio(recipe["audio_encoder"]), data, data.usable(), features_of(recipe), make_accelerator(recipe["device"], recipe["seed"]).device)
+        device = make_accelerator(recipe["device"], recipe["seed"], precision=recipe["precision"]).device
+        cache_features(load_video(recipe["video_encoder"], recipe["fps"]), load_audio(recipe["audio_encoder"]), data, data.usable(), features_of(recipe), device)
     return data._replace(change=against_speakers(data, data.usable())) if recipe["against_speaker"] else data
 
 # %% ../nbs/21_experiment.ipynb #480b95d8
@@ -112,6 +120,17 @@ def is_labelled(clip: Clip) -> bool:
 def unlabel(clip: Clip) -> Clip:
     "The same clip, its labels forgotten."
     return replace(clip, emotion=None, targets=(np.nan,) * len(clip.targets))
+
+
+def watched_clips(data: Store, split: Split) -> list[Clip]:
+    "The clips whose alignment is looked at: those of the first scored split, or what else there is."
+    clips = data.usable(split.tests[0]) if split.tests else split.valid or split.train
+    return [c for c in clips if has_both(data, c)]
+
+
+def has_both(data: Store, clip: Clip) -> bool:
+    "Whether a clip has picture and sound."
+    return bool(data.ledger.loc[clip.id, "frames"] and data.ledger.loc[clip.id, "samples"])
 
 
 def check_pseudo(recipe: dict[str, Any], unlabelled: list[Clip], task: Task) -> None:
@@ -185,11 +204,12 @@ def new_model(
     "The model of a recipe, with fresh weights: the same for the same seed."
     torch.manual_seed(recipe["seed"])
     encoders = {k: recipe[k] for k in ("video_encoder", "audio_encoder", "tune") if not recipe["cache_features"]}
-    model = build_vat(recipe["size"], recipe["image"], recipe["fps"], len(task.classes), len(task.targets), recipe["temperature"], recipe["augment_spectrogram"], **encoders)
+    model = build_vat(recipe["size"], recipe["image"], recipe["fps"], len(task.classes), len(task.targets), recipe["temperature"], recipe["augment_spectrogram"], tubelet=recipe["tubelet"], **encoders)
     if recipe["cache_features"]:
         s = SIZES[recipe["size"]]
         video, audio = feature_encoders(features_of(recipe), s["dim"], s["heads"], dropout=s["dropout"])
         model = VAT(video, audio, model.fusion, len(task.classes), len(task.targets), s["project"], recipe["temperature"], s["dropout"])
+    prepare_blocks(model, recipe["recompute"], "inductor" if recipe["compile"] else None)
     model.scale_targets(torch.from_numpy(truth(train, task)[1]))
     return model
 
@@ -229,20 +249,16 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
     return predict(model, loader_of(data, clips, recipe), accelerator.autocast)
 
 # %% ../nbs/21_experiment.ipynb #71663116
-COMMON = ("dataset", "size", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "temperature", "seed", "valid", "valid_split",
+COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
+          "temperature", "seed", "valid", "valid_split",
           "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
-          "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate")
+          "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop")
 TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
 
 
 def schedule(recipe: dict[str, Any], lr: float) -> Schedule:
     "How a stage steps."
     return Schedule(lr, **{k: recipe[k] for k in Schedule._fields[1:]})
-
-
-def has_both(data: Store, clip: Clip) -> bool:
-    "Whether a clip has picture and sound."
-    return bool(data.ledger.loc[clip.id, "frames"] and data.ledger.loc[clip.id, "samples"])
 
 
 def pretrain(
@@ -256,11 +272,11 @@ def pretrain(
 ) -> list[dict[str, float]]:  # one row per epoch
     "Contrast, matching and masked sound, without labels."
     r, pairs = recipe, [c for c in clips if has_both(data, c)]
-    goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"])
-    objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]))
+    goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"], r["patch_drop"])
+    objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]), r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
     return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
-               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"])
+               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"], seed=r["seed"])
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -297,7 +313,7 @@ def finetune(
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
     about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
     return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"])
+               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"], r["seed"])
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(

@@ -217,7 +217,7 @@ def robustness(
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
 
 # %% ../nbs/19_inference.ipynb #c85c4dd2
-BUILDING = dict(size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen")  # recipe values that a model is built and fed with
+BUILDING = dict(size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None)  # recipe values that a model is built and fed with
 LARGEST = dict(image=4096, fps=1000.0, frames=100_000, quality=100)  # no model here was made with more
 
 
@@ -226,10 +226,11 @@ def check_building(
     where: str | Path,  # it comes from, named in the message
 ) -> dict[str, Any]:  # what BUILDING names
     "Stop before a model is built with values that cannot be. Raises ValueError."
-    try: found = check_parameters({k: recipe[k] for k in BUILDING}, BUILDING, f"{where}: ")
+    try: found = check_parameters({k: (dict(tubelet=None) | recipe)[k] for k in BUILDING}, BUILDING, f"{where}: ")  # models made before tubelets could be chosen do not name them
     except (KeyError, TypeError) as e: raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
     for name, most in LARGEST.items():
         if not 0 < (found[name] or 0) <= most: raise ValueError(f"{where}: {name} cannot be {found[name]}: no model of vat_nb was made with more than {most:g}; take another copy")
+    if found["tubelet"] is not None and not (type(found["tubelet"]) is int and 0 < found["tubelet"] <= 64): raise ValueError(f"{where}: tubelet cannot be {found['tubelet']!r}: it is a few frames, or null; take another copy")
     for name in ("faces", "video_encoder", "audio_encoder"):
         if not isinstance(found[name], str | None): raise ValueError(f"{where}: {name} cannot be {found[name]!r}: it is a name, or null; take another copy")
     return found
@@ -267,7 +268,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         if not {"recipe", "task"} <= set(config): raise ValueError(f"{path} is a checkpoint of training, not a finished model: name the folder of a run's checkpoint/, with model.safetensors in it")
         r, task, temperature = check_building(config["recipe"], path), read_task(config["task"], path), config.get("temperature")
         if not isinstance(temperature, float | int) or not 0 < temperature < np.inf: raise ValueError(f"{path}: temperature cannot be {temperature!r}: it divides the logits; take another copy")
-        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune")})
+        model = build_vat(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune", "tubelet")})
         load_weights(model, tensors, path)
         return cls(model.to(device), task, r, temperature)
 

@@ -16,10 +16,9 @@ def hard_negatives(
     ids: Tensor,  # [B] clip ids; partners with an equal id are never drawn
     generator: torch.Generator | None = None,  # for draws that repeat
 ) -> Tensor:  # [B] a wrong partner for each row
-    "Draw a wrong partner for each row, more often the more alike it is (Li et al. 2021, section 3.2). Raises ValueError when there is none."
-    same = ids[:, None] == ids
-    if same.all(): raise ValueError("all clips of this batch are the same clip: there is no wrong partner to draw")
-    return sim.detach().float().masked_fill(same, -torch.inf).softmax(1).multinomial(1, generator=generator)[:, 0]
+    "Draw a wrong partner for each row, more often the more alike it is (Li et al. 2021, section 3.2); a row that has none gets any."
+    noise = torch.empty_like(sim, dtype=torch.float).exponential_(generator=generator).log()
+    return (sim.detach() - noise).masked_fill(ids[:, None] == ids, -torch.inf).argmax(1)
 
 # %% ../nbs/13_match.ipynb #6f98d9b4
 def matching_pairs(
@@ -27,17 +26,17 @@ def matching_pairs(
     a2v: Tensor,  # [B, B] audio-to-video logits
     ids: Tensor,  # [B]
     generator: torch.Generator | None = None,
-) -> tuple[tuple[Tensor, Tensor], Tensor]:  # ([P] rows of video, [P] rows of audio), [P] 1 where they belong together
-    "Right pairs and hard wrong ones; only the right one where a batch is one clip."
+) -> tuple[tuple[Tensor, Tensor], Tensor]:  # ([3 B] rows of video, [3 B] rows of audio), [3 B] 1 where they belong together, 0 where not, -100 where there is none
+    "Right pairs and hard wrong ones; a clip that has no wrong partner has wrong pairs that do not count."
     own, yes = torch.arange(len(ids), device=ids.device), torch.ones_like(ids)
-    if len(ids.unique()) < 2: return (own, own), yes
     voice, face = hard_negatives(v2a, ids, generator), hard_negatives(a2v, ids, generator)
-    return (torch.cat([own, own, face]), torch.cat([own, voice, own])), torch.cat([yes, 0 * yes, 0 * yes])
+    no = torch.where((ids[:, None] == ids).all(1), -100, 0)
+    return (torch.cat([own, own, face]), torch.cat([own, voice, own])), torch.cat([yes, no, no])
 
 
 def matching_loss(
     logits: Tensor,  # [P, 2] "another clip's", "the same clip's"
-    labels: Tensor,  # [P] 0 or 1
+    labels: Tensor,  # [P] 0 or 1, -100 where a pair does not count
 ) -> Tensor:  # scalar
     "Cross-entropy of the two-way question."
     return F.cross_entropy(logits, labels)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from . import pretrained
-from .core import Batch, Tokens
+from .core import Batch, Tokens, at_least_fp32
 from .encoders import AudioEncoder, VideoEncoder
 from .layers import Block
 
@@ -43,7 +43,7 @@ class Fusion(nn.Module):
         x, mask, context_mask = audio.x[a], audio.mask[a], video.mask[v]
         for i, block in enumerate(self.blocks):
             kv = block.cross.keys_values(video.x)[:, v]
-            x = block(x, mask, kv, context_mask, slice(0, 1) if cls_only and i == len(self.blocks) - 1 else slice(None))
+            x = block.run(x, mask, kv, context_mask, slice(0, 1) if cls_only and i == len(self.blocks) - 1 else slice(None))
         return Tokens(self.norm(x), mask[:, :x.shape[1]])
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Head(nn.Module):
         self.register_buffer("std", torch.ones(targets))
 
     def forward(self, cls: Tensor) -> Scores:  # cls: [B, D]
-        y = self.out(cls).float()
+        y = at_least_fp32(self.out(cls))
         return Scores(y[:, :self.classes], y[:, self.classes:] * self.std + self.mean)
 
 # %% ../nbs/11_model.ipynb #da91f9a3
@@ -126,19 +126,24 @@ class VAT(nn.Module):
         if isinstance(audio, AudioEncoder): self.mask_head = nn.Linear(audio.dim, math.prod(audio.patch))  # numbers of a patch
         self.heads = nn.ModuleDict({k: Head(d, classes, targets, dropout) for k, d in (("video", video.dim), ("audio", audio.dim), ("fusion", audio.dim))})
 
-    def encode(self, batch: Batch) -> Encoded:
+    def encode(
+        self,
+        batch: Batch,
+        drop: float = 0.0,  # share of the video's patches that are left out, see `keep_patches`; a pretrained encoder can drop none
+    ) -> Encoded:
         "Tokens and contrast vectors of each modality."
-        video, audio = self.video(batch.video, batch.vmask), self.audio(batch.audio, batch.amask)
-        v, a = (F.normalize(p(t.cls).float(), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio)))
+        video = self.video(batch.video, batch.vmask, drop) if drop else self.video(batch.video, batch.vmask)
+        audio = self.audio(batch.audio, batch.amask)
+        v, a = (F.normalize(at_least_fp32(p(t.cls)), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio)))
         return Encoded(video, audio, v, a)
 
     def match(self, encoded: Encoded, pairs: tuple[Tensor, Tensor]) -> Tensor:  # pairs: rows of video, rows of audio -> [P, 2]
         "Logits of 'another clip's' and 'the same clip's' for each pair."
-        return self.match_head(self.fusion(encoded.video, encoded.audio, pairs).cls).float()
+        return at_least_fp32(self.match_head(self.fusion(encoded.video, encoded.audio, pairs).cls))
 
     def reconstruct(self, video: Tokens, audio: Tokens) -> Tensor:  # [B, N, numbers of a patch]
         "The patches of the spectrogram, as the fused tokens imagine them."
-        return self.mask_head(self.fusion(video, audio, cls_only=False).x[:, 1:]).float()
+        return at_least_fp32(self.mask_head(self.fusion(video, audio, cls_only=False).x[:, 1:]))
 
     def forward(self, batch: Batch) -> Output:
         encoded = self.encode(batch)
@@ -176,13 +181,14 @@ def build_vat(
     video_encoder: str | None = None,  # name of a pretrained one, see 10b_pretrained; None takes the size's own
     audio_encoder: str | None = None,
     tune: str = "frozen",  # what of the pretrained ones is trained: "frozen", "lora" or "full"
+    tubelet: int | None = None,  # frames of a tubelet; None takes the size's own
 ) -> VAT:
     "A VAT with fresh weights, or with pretrained encoders under fresh ones."
     s: dict[str, Any] = SIZES[size]
     shared = dict(dim=s["dim"], heads=s["heads"], dropout=s["dropout"])
     own, on_top = shared | dict(pooled=s["pooled"]), shared | dict(layers=1, tune=tune)
     if video_encoder: video = pretrained.video_encoder(video_encoder, fps, **on_top)
-    else: video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=s["tubelet"], stem=s["stem"], **own)
+    else: video = VideoEncoder(image, fps, layers=s["layers"][0], patch=s["patch"], tubelet=tubelet or s["tubelet"], stem=s["stem"], **own)
     if audio_encoder: audio = pretrained.audio_encoder(audio_encoder, **on_top)
     else: audio = AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=tuple(round(masking * m) for m in s["masking"]), stem=s["mel_stem"], **own)
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)

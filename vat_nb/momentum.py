@@ -9,6 +9,8 @@ __all__ = ['make_teacher', 'update_teacher', 'alpha_at', 'class_targets']
 import copy
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from .core import at_least_fp32
 
 # %% ../nbs/14_momentum.ipynb #ce6064bd
 def make_teacher(
@@ -25,7 +27,8 @@ def update_teacher(
     momentum: float = 0.995,  # share that stays
 ) -> None:
     "One step of the moving average, for all parameters at once (He et al. 2020, equation 2)."
-    slow, fast = zip(*((t, p) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
+    own = lambda p: p.to_local() if isinstance(p, DTensor) else p  # where weights are spread over processes, each moves its part
+    slow, fast = zip(*((own(t), own(p)) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
     torch._foreach_lerp_(slow, fast, 1 - momentum)
 
 # %% ../nbs/14_momentum.ipynb #879c6822
@@ -48,4 +51,4 @@ def class_targets(
     "Labels as distributions, mixed with the teacher's."
     hard = torch.full((len(y), classes), smoothing / classes, device=y.device)
     hard = hard.scatter_add(1, y.clamp(min=0)[:, None], torch.full_like(hard[:, :1], 1 - smoothing))
-    return hard if teacher is None else (1 - alpha) * hard + alpha * teacher.detach().float().softmax(1)
+    return hard if teacher is None else (1 - alpha) * hard + alpha * at_least_fp32(teacher.detach()).softmax(1)

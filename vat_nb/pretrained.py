@@ -6,8 +6,8 @@
 __all__ = ['VIDEO', 'AUDIO', 'TUNE', 'parse_name', 'hub_folder', 'read_weights', 'load_all', 'load_hf', 'Layout', 'read_hf_image',
            'read_hf_video', 'read_timm', 'read_torchvision', 'VideoBackbone', 'load_video', 'AudioBackbone',
            'read_hf_audio', 'read_torchaudio', 'load_audio', 'FeatureEncoder', 'PretrainedEncoder', 'freeze',
-           'add_lora', 'layer_decay_groups', 'video_encoder', 'audio_encoder', 'fingerprint', 'read_about',
-           'cache_features', 'FeatureDataset', 'collate_features', 'feature_loader', 'feature_encoders']
+           'add_lora', 'attention_blocks', 'layer_decay_groups', 'video_encoder', 'audio_encoder', 'fingerprint',
+           'read_about', 'cache_features', 'FeatureDataset', 'collate_features', 'feature_loader', 'feature_encoders']
 
 # %% ../nbs/10b_pretrained.ipynb #49551275
 import copy, hashlib, importlib, json, math, socket
@@ -437,14 +437,25 @@ def add_lora(
     return model
 
 # %% ../nbs/10b_pretrained.ipynb #0700beab
+def attention_blocks(
+    model: nn.Module,
+) -> dict[str, nn.ModuleList | nn.Sequential]:  # by name; none of them within another
+    "The lists of attention blocks that a model is made of, ours or another library's."
+    lists: dict[str, nn.ModuleList | nn.Sequential] = {}
+    for name, m in model.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in lists) or not isinstance(m, (nn.ModuleList, nn.Sequential)) or not len(m): continue
+        if all(any("att" in k for k, _ in block.named_modules()) for block in m): lists[name] = m
+    return lists
+
+
 def layer_decay_groups(
     model: nn.Module,  # a backbone
     decay: float = 0.75,  # from a layer to the one below it
 ) -> list[dict[str, Any]]:  # for an optimiser: params, and lr_scale to multiply the rate with
     "Group what is trained by depth (Bao et al. 2021, BEiT). Raises ValueError when the model has no blocks."
-    lists = [(n, m) for n, m in model.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential)) and len(m) and all(any("att" in k for k, _ in b.named_modules()) for b in m)]
+    lists = attention_blocks(model)
     if not lists: raise ValueError("layer decay needs a transformer: this model has no list of attention blocks")
-    prefix, blocks = max(lists, key=lambda x: len(x[1]))
+    prefix, blocks = max(lists.items(), key=lambda x: len(x[1]))
     depth, seen, groups = len(blocks), False, {}
     place = {f"{prefix}.{k}": i for i, k in enumerate(blocks._modules)}
     for name, p in model.named_parameters():

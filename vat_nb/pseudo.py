@@ -51,4 +51,4 @@ class Confidence(nn.Module):
         if not len(logits): return
         p = logits.float().softmax(1)
         sure = torch.where(p.max(1).values >= self.threshold, 1.0, 0.0)[:, None] * torch.nn.functional.one_hot(p.argmax(1), len(self.share))
-        self.share.lerp_(sure.mean(0), 1 - self.momentum)
+        self.share.lerp_(sure.to(self.share.dtype).mean(0), 1 - self.momentum)

@@ -179,13 +179,13 @@ def run_model(
     if (stage, who) == ("finetune", "student"):
         if not (folder / "model.safetensors").is_file(): raise ValueError(f"{folder} holds no finished model: train to the end, or look at the stage 'pretrain'")
         return Recognizer.from_pretrained(str(folder), device=device).model
-    path, r = folder / f"{stage}.safetensors", run.recipe
+    path, r = folder / f"{stage}.safetensors", dict(tubelet=None) | run.recipe
     if not path.is_file(): raise ValueError(f"{folder} holds no {stage}.safetensors: this run had no such stage, or the file was left behind")
     if r["cache_features"]: raise ValueError("this run was trained on cached features: only its finished model can be looked at (stage finetune, student)")
     prefix = f"objective.{who}."
     try:
         with safe_open(path, "pt") as f: tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
     except SafetensorError as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({e})") from None
-    model = build_vat(r["size"], r["image"], r["fps"], len(run.task.classes), len(run.task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune")})
+    model = build_vat(r["size"], r["image"], r["fps"], len(run.task.classes), len(run.task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune", "tubelet")})
     load_weights(model, tensors, path)
     return model.eval().to(device)

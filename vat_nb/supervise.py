@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor, nn
+from .core import at_least_fp32
 from .model import Scores
 from .momentum import class_targets
 
@@ -22,7 +23,7 @@ def class_loss(
 ) -> Tensor:  # scalar
     "Cross-entropy over the labelled clips."
     known = y >= 0
-    each = -(target * logits.float().log_softmax(1)).sum(1)
+    each = -(target * at_least_fp32(logits).log_softmax(1)).sum(1)
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
 # %% ../nbs/16_supervise.ipynb #c3e620c4
@@ -33,7 +34,7 @@ def target_loss(
 ) -> Tensor:  # scalar
     "Squared error over the known targets, in standard deviations, so that no unit outweighs the classes."
     known = t.isfinite()
-    each = ((values.float() - torch.where(known, t, 0)) / std) ** 2
+    each = ((at_least_fp32(values) - torch.where(known, t, 0)) / std) ** 2
     return torch.where(known, each, 0).sum() / known.sum().clamp(min=1)
 
 # %% ../nbs/16_supervise.ipynb #ca0eb021
@@ -82,7 +83,7 @@ class FixedBlend(nn.Module):
         "What each loss counts at present."
         return {k: self.start.of(k) for k in names}
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:  # scalar
+    def forward(self, losses: dict[str, Tensor], part: float | Tensor = 1.0) -> Tensor:  # part: of the step that these losses are -> scalar
         return sum(w * losses[k] for k, w in self.weights(list(losses)).items())
 
     def reweigh(self, history: list[dict[str, float]]) -> None:  # history: rows of `fit`
@@ -100,8 +101,8 @@ class UncertaintyBlend(FixedBlend):
         "What each loss counts at present: one over its variance, half of it for targets."
         return {k: (0.5 if k.endswith("targets") else 1.0) * (-self.log_variance[k.replace(" ", "_")]).exp() if self.start.of(k) else 0.0 for k in names}
 
-    def forward(self, losses: dict[str, Tensor]) -> Tensor:  # scalar
-        return super().forward(losses) + sum(self.log_variance[k.replace(" ", "_")] / 2 for k in losses if self.start.of(k))
+    def forward(self, losses: dict[str, Tensor], part: float | Tensor = 1.0) -> Tensor:  # part: of the step that these losses are -> scalar
+        return super().forward(losses) + part * sum(self.log_variance[k.replace(" ", "_")] / 2 for k in losses if self.start.of(k))
 
 # %% ../nbs/16_supervise.ipynb #79be7239
 def blend_weights(

@@ -1,0 +1,185 @@
+"Two real processes train as one would with the whole batch; their state is the same; stopped, they go on."
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+import torch
+from vat_nb.checkpoint import load_tensors
+
+TRAIN = """
+import json, sys, torch
+from functools import partial
+from pathlib import Path
+from torch.utils.data import DataLoader
+from vat_nb.augment import Augment
+from vat_nb.checkpoint import Checkpoints, save_tensors
+from vat_nb.core import Batch, lengths_mask
+from vat_nb.loading import Windows
+from vat_nb.model import build_vat
+from vat_nb.processes import process_count, process_rank
+from vat_nb.pseudo import Confidence
+from vat_nb.supervise import UncertaintyBlend
+from vat_nb.training import *
+
+def clips(n):
+    "Clips of different lengths: some without sound, some without a label, some the same clip."
+    torch.manual_seed(7)
+    video, audio = (torch.rand(n, 4, 3, 32, 32) * 255).to(torch.uint8), (torch.randn(n, 4800) * 3000).to(torch.int16)
+    amask = lengths_mask(torch.randint(1600, 4800, (n,)), 4800)
+    amask[3] = False
+    y, t = torch.arange(n) % 6, torch.randn(n, 1)
+    y[::4], t[::5] = -100, torch.nan
+    return Batch(video, lengths_mask(torch.randint(1, 5, (n,)), 4), audio, amask, y, t, torch.arange(n) // 2 if repeat else torch.arange(n))
+
+def fill(objective):
+    "fp64, and so many vectors in the queue that they matter."
+    objective.double()
+    if hasattr(objective, "queue"): objective.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(9, objective.queue.v.shape[1], dtype=torch.float64), dim=1) for _ in "va"), torch.arange(9) + 100)
+    return objective
+
+class Rows(torch.utils.data.Dataset):
+    def __getitem__(self, item): return item[0]  # a clip's row
+
+out, size, accumulate, draws, repeat, keys, spread = Path(sys.argv[1]), *map(int, sys.argv[2:5]), *sys.argv[5:]
+repeat = repeat == "repeat"
+torch.set_num_threads(1)
+augment = Augment(0.5, 0.5) if draws else Augment()
+accelerator = make_accelerator("cpu", 1)
+n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
+data = clips(n)
+def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
+masking = 1.0 if draws else 0.0
+make = lambda: build_vat("tiny", 32, 12.5, 6, 1, masking=masking)
+pre = fill(Pretrain(make(), 30, Goals(1, draws, draws), augment, keys))
+tune = fill(Finetune(make(), UncertaintyBlend(), augment=augment, confidence=Confidence(6, 0.2), mixup=0.4 if draws else 0.0))
+if not draws: pre, tune = (x.eval() for x in (pre, tune))
+if not draws:  # no dropout either
+    for m in [*pre.modules(), *tune.modules()]:
+        if isinstance(m, torch.nn.Dropout): m.p = 0.0
+rows = {}
+for name, objective in (("pre", pre), ("tune", tune)):
+    rows[name] = fit(objective, loader(), accelerator, 2, Schedule(1e-3, momentum=0.9, accumulate=accumulate, spread=spread == "spread"), checkpoint=out / f"{name}.safetensors", minutes=0)
+save_tensors(out / f"end{process_rank()}.safetensors", {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}, rows)
+"""
+
+LAUNCH = """
+repeat = False
+def train():
+    torch.set_num_threads(1)
+    data, accelerator = clips(8), make_accelerator("cpu", 1)
+    loader = DataLoader(Rows(), 2, sampler=Windows([4] * 8, 4), collate_fn=lambda items: data.keep(torch.tensor(items)))
+    row = fit(Pretrain(build_vat("tiny", 32, 12.5, 6, 1), 9), loader, accelerator, 1)[0]
+    print("process", process_rank(), process_count(), row["loss"], flush=True)
+
+from accelerate import notebook_launcher
+notebook_launcher(train, num_processes=2)
+"""
+
+
+def command(folder, name, processes, size, accumulate=1, draws=0, repeat="repeat", keys="teacher", spread="whole"):
+    "What trains in a folder of its own."
+    (folder / name).mkdir(exist_ok=True)
+    (folder / "train.py").write_text(TRAIN)
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    return [sys.executable, *several, str(folder / "train.py"), str(folder / name), *map(str, (size, accumulate, draws, repeat, keys, spread))]
+
+
+def ended(folder, name, processes):
+    "What each process ended with, and the rows of both stages."
+    return [load_tensors(folder / name / f"end{r}.safetensors") for r in range(processes)]
+
+
+def train(folder, name, processes, *more, **how):
+    done = subprocess.run(command(folder, name, processes, *more, **how), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return ended(folder, name, processes)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    "Two processes with batches of four."
+    first, second = train(tmp_path_factory.mktemp("two"), "two", 2, 4)
+    same(first, second, 0)
+    return first
+
+
+def same(ours, theirs, eps):
+    "Weights, teachers, queues, blends and thresholds, and the losses of every epoch."
+    (tensors, rows), (others, other_rows) = ours, theirs
+    assert set(tensors) == set(others)
+    loose = 100 * eps  # Adam divides by the size of the gradient, and rounding counts for more where it is next to nothing
+    for k, v in tensors.items(): torch.testing.assert_close(v, others[k], atol=loose, rtol=loose, msg=lambda m: f"{k}: {m}")
+    for stage in rows:
+        for row, other in zip(rows[stage], other_rows[stage], strict=True):
+            for k in set(row) - {"seconds", "clips per second"}: assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
+
+
+def test_two_processes_are_one_with_the_whole_batch(two, tmp_path):
+    "Nothing is drawn here, so one process with twice the batch must do the same; clips repeat, some have no sound or label, the last batch is uneven."
+    same(two, train(tmp_path, "one", 1, 8)[0], 1e-9)
+
+
+def test_gradients_flow_between_processes(tmp_path):
+    "As in CLIP: the student's vectors of both processes are compared with each other."
+    first, second = train(tmp_path, "two", 2, 4, keys="student")
+    same(first, second, 0)
+    same(first, train(tmp_path, "one", 1, 8, keys="student")[0], 1e-9)
+
+
+def test_two_processes_draw_as_two_batches_of_a_step_do(tmp_path):
+    "Augmentation, masks, dropout, mixing and wrong partners are drawn: the same in two processes as in one that takes two batches a step."
+    first, second = train(tmp_path, "two", 2, 4, draws=1)
+    same(first, second, 0)
+    same(first, train(tmp_path, "one", 1, 4, accumulate=2, draws=1)[0], 1e-9)
+
+
+def stop(folder, number):
+    "Start two processes, and stop or kill them when they have saved."
+    started, file = command(folder, "run", 2, 4), folder / "run/pre.safetensors"
+    before = file.stat().st_mtime_ns if file.exists() else 0
+    run = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not file.exists() or file.stat().st_mtime_ns == before: time.sleep(0.01)
+    workers = run.children(recursive=True)
+    run.send_signal(number)
+    if number == signal.SIGKILL: [w.kill() for w in workers]
+    run.wait()
+    psutil.wait_procs(workers, timeout=60)
+    assert not (folder / "run/end0.safetensors").exists(), "it was stopped too late to test anything"
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    "A run that the scheduler ended: it saved and went."
+    folder = tmp_path_factory.mktemp("stopped")
+    stop(folder, signal.SIGTERM)
+    return folder / "run"
+
+
+def test_two_processes_that_were_stopped_and_killed_go_on(two, stopped, tmp_path):
+    "In the end all numbers are those of the run that nobody touched."
+    shutil.copytree(stopped, tmp_path / "run")
+    stop(tmp_path, signal.SIGKILL)
+    same(train(tmp_path, "run", 2, 4)[0], two, 0)
+
+
+def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
+    "FSDP2: each process holds half of every block. It takes up a run that began whole, and ends with the same weights, in the checkpoint too."
+    shutil.copytree(stopped, tmp_path / "run")
+    first, second = train(tmp_path, "run", 2, 4, spread="spread")
+    same(first, second, 0)
+    same(first, two, 1e-9)
+    saved = {k.removeprefix("objective."): v for k, v in load_tensors(tmp_path / "run/tune.safetensors")[0].items() if k.startswith("objective.")}
+    assert all(torch.equal(v, first[0][f"tune.{k}"]) for k, v in saved.items())
+
+
+def test_launched_from_a_notebook(tmp_path):
+    "accelerate's notebook_launcher forks; `fit` is the same there."
+    (tmp_path / "launch.py").write_text(TRAIN.split("out, size")[0] + LAUNCH)
+    done = subprocess.run([sys.executable, tmp_path / "launch.py"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
+    assert first.split()[2:] == second.split()[2:] and first.split()[1:3] == ["0", "2"]
