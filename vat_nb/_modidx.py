@@ -448,6 +448,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'vat_nb.processes.SharedBatches.__iter__': ( 'processes.html#sharedbatches.__iter__',
                                                                                'vat_nb/processes.py'),
                                   'vat_nb.processes.SharedBatches.__len__': ('processes.html#sharedbatches.__len__', 'vat_nb/processes.py'),
+                                  'vat_nb.processes.SharedBatches.owned': ('processes.html#sharedbatches.owned', 'vat_nb/processes.py'),
                                   'vat_nb.processes.average_gradients': ('processes.html#average_gradients', 'vat_nb/processes.py'),
                                   'vat_nb.processes.clip_gradients': ('processes.html#clip_gradients', 'vat_nb/processes.py'),
                                   'vat_nb.processes.gathered': ('processes.html#gathered', 'vat_nb/processes.py'),

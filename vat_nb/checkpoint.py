@@ -72,23 +72,27 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if isinstance(x, DTensor) else x
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    "What an optimiser remembers, by name."
-    return {f"optimizer.{i}.{k}": whole(torch.as_tensor(v)) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,  # whose parameters it moves
+) -> dict[str, Tensor]:
+    "What an optimiser remembers, by the name of the parameter."
+    state = {id(p): s for p, s in optimizer.state.items()}
+    return {f"optimizer.{name}.{k}": whole(torch.as_tensor(v)) for name, p in model.named_parameters() for k, v in state.get(id(p), {}).items()}
 
 
 def load_optimizer(
     optimizer: torch.optim.Optimizer,
     tensors: dict[str, Tensor],  # of `optimizer_tensors`, among others
+    model: nn.Module,  # whose parameters it moves
 ) -> None:
     "Let an optimiser remember."
-    state: dict[int, dict] = {}
-    for key, v in tensors.items():
-        if key.startswith("optimizer."):
-            _, i, name = key.split(".")
-            state.setdefault(int(i), {})[name] = v
+    names, state = {id(p): name for name, p in model.named_parameters()}, {}
     for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"]):
-        if isinstance(p, DTensor) and i in state: state[i] = {k: distribute_tensor(v.to(p.device), p.device_mesh, p.placements) if v.ndim else v for k, v in state[i].items()}
+        prefix = f"optimizer.{names[id(p)]}."
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if isinstance(p, DTensor): found = {k: distribute_tensor(v.to(p.device), p.device_mesh, p.placements) if v.ndim else v for k, v in found.items()}
+        if found: state[i] = found
     optimizer.load_state_dict(optimizer.state_dict() | dict(state=state))
 
 # %% ../nbs/17b_checkpoint.ipynb #4cdb83fc

@@ -217,7 +217,8 @@ def robustness(
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)
 
 # %% ../nbs/19_inference.ipynb #c85c4dd2
-BUILDING = dict(size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None)  # what a model is built and fed with
+BUILDING = dict(  # recipe values that a model is built and fed with
+    size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None)
 LARGEST = dict(image=4096, fps=1000.0, frames=100_000, quality=100)  # no model here was made with more
 
 
@@ -230,9 +231,10 @@ def check_building(
     except (KeyError, TypeError) as e: raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
     for name, most in LARGEST.items():
         if not 0 < (found[name] or 0) <= most: raise ValueError(f"{where}: {name} cannot be {found[name]}: no model of vat_nb was made with more than {most:g}; take another copy")
-    if found["tubelet"] is not None and not (type(found["tubelet"]) is int and 0 < found["tubelet"] <= 64): raise ValueError(f"{where}: tubelet cannot be {found['tubelet']!r}: it is a few frames, or null")
     for name in ("faces", "video_encoder", "audio_encoder"):
         if not isinstance(found[name], str | None): raise ValueError(f"{where}: {name} cannot be {found[name]!r}: it is a name, or null; take another copy")
+    tubelet = found["tubelet"]
+    if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= min(found["frames"], 64)): raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
     return found
 
 

@@ -9,7 +9,7 @@ __all__ = ['process_count', 'process_rank', 'SharedBatches', 'share_loader', 'su
 # %% ../nbs/17c_processes.ipynb #7d6783f0
 from collections.abc import Iterator
 from typing import Any
-import copy, torch, torch.distributed as dist
+import copy, math, torch, torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -19,6 +19,7 @@ from torch.distributed.nn.functional import all_gather as all_gather_with_gradie
 from torch.utils.data import DataLoader, Sampler
 from .checkpoint import whole
 from .pretrained import attention_blocks
+from .shards import parts
 
 # %% ../nbs/17c_processes.ipynb #579b6e38
 def process_count() -> int:
@@ -40,14 +41,26 @@ class SharedBatches(Sampler):
         batch_size: int,  # of one process
         processes: int,
         rank: int,  # of this process
+        owner: list[int] | None = None,  # the process that takes each clip; None lets any take any
     ):
-        self.sampler, self.batch_size, self.processes, self.rank = sampler, batch_size, processes, rank
+        self.sampler, self.batch_size, self.processes, self.rank, self.owner = sampler, batch_size, processes, rank, owner
 
     def __len__(self) -> int:
+        if self.owner: return len(self.owned())
         full, rest = divmod(len(self.sampler), self.batch_size * self.processes)
         return max(full + (rest >= self.processes), 1)
 
+    def owned(self) -> list[list[Any]]:
+        "This process's own clips, in as many batches as the others have of theirs."
+        items = list(self.sampler)
+        loads = [sum(self.owner[row] == r for row, _ in items) for r in range(self.processes)]
+        batches, own = max(min(math.ceil(max(loads) / self.batch_size), min(loads)), 1), [item for item in items if self.owner[item[0]] == self.rank]
+        return [own[len(own) * i // batches:len(own) * (i + 1) // batches] for i in range(batches)]
+
     def __iter__(self) -> Iterator[list[Any]]:
+        if self.owner:
+            yield from self.owned()
+            return
         items, size, batches = list(self.sampler), self.batch_size * self.processes, len(self)
         for i in range(batches):
             batch = items[i * size:(i + 1) * size if i < batches - 1 else None]
@@ -63,7 +76,9 @@ def share_loader(
     n = process_count()
     if n == 1: return loader
     if len(loader.sampler) < n: raise ValueError(f"{len(loader.sampler)} clips are too few for {n} processes: start fewer")
-    batches = SharedBatches(loader.sampler, loader.batch_size, n, process_rank())
+    store = getattr(loader.dataset, "store", None)
+    owner = parts(store, loader.dataset.clips, n) if store is not None and store.shards else None  # each process reads its own shards, and no others
+    batches = SharedBatches(loader.sampler, loader.batch_size, n, process_rank(), owner)
     same = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "generator")
     return DataLoader(loader.dataset, batch_sampler=batches, **{k: getattr(loader, k) for k in same})
 

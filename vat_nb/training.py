@@ -481,7 +481,7 @@ def fit(
     if found: history, done = load_run(found, objective, about, kept.path, epochs)
     objective = spread_blocks(given, accelerator.device) if how.spread else given.to(accelerator.device)
     optimizer = make_optimizer(objective, how.weight_decay, how.layer_decay)
-    if found: load_optimizer(optimizer, found[0])
+    if found: load_optimizer(optimizer, found[0], objective)
     if kept and best_epoch(history): best = load_tensors(kept.best)[0]
     sampler, loader = loader.sampler, share_loader(loader)
     wrapped, optimizer = objective, accelerator.prepare(optimizer)
@@ -590,7 +590,7 @@ def log_epoch(
 def save_run(kept: Checkpoints, objective: nn.Module, optimizer: torch.optim.Optimizer, history: list, done: Progress, about: dict) -> None:
     "Write all that a run needs to go on."
     tensors = {f"objective.{k}": v for k, v in whole_state(objective).items()} | {f"sums.{k}": v for k, v in done.sums.items()}
-    tensors |= optimizer_tensors(optimizer)
+    tensors |= optimizer_tensors(optimizer, objective)
     if not process_rank(): kept.save(tensors | random_state(), dict(history=history, done=asdict(replace(done, sums={})), about=about, processes=process_count()))
 
 
