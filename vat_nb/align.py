@@ -71,7 +71,7 @@ class Contrast(NamedTuple):
 
 def _logits(x: Tensor, batch: Tensor, queue: Tensor, others: Tensor, temperature: Tensor) -> Tensor:  # [B, N + Q]
     with torch.autocast(x.device.type, enabled=False):  # in bf16 a cosine has two digits
-        return (x @ torch.cat([batch, queue]).T / temperature).masked_fill(others == -1, -1e4)
+        return (torch.cat([x @ batch.T, x @ queue.T], 1) / temperature).masked_fill(others == -1, -1e4)
 
 
 def contrast(

@@ -41,8 +41,11 @@ class Attention(nn.Module):
         mask: Tensor,  # [B, M] bool, True where what is attended to is real
         kv: Tensor | None = None,  # [2, B, h, M, d] from `keys_values`; None attends to x
     ) -> Tensor:  # [B, N, D]
-        k, v = self.keys_values(x) if kv is None else kv
-        y = F.scaled_dot_product_attention(self.queries(x), k, v, attn_mask=mask[:, None, None])
+        if kv is None:  # one large product is faster than two
+            qkv = F.linear(x, torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias]))
+            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        else: q, (k, v) = self.queries(x), kv
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
     def weights(self, x: Tensor, mask: Tensor, kv: Tensor | None = None) -> Tensor:  # [B, h, N, M], rows sum to 1
@@ -78,7 +81,7 @@ class Block(nn.Module):
         only: slice = slice(None),  # tokens whose output is needed
     ) -> Tensor:  # [B, N, D], or fewer tokens with `only`
         y = self.norm1(x)
-        x = x[:, only] + self.drop(self.attend(y[:, only], mask, self.attend.keys_values(y)))
+        x = x[:, only] + self.drop(self.attend(y, mask) if only == slice(None) else self.attend(y[:, only], mask, self.attend.keys_values(y)))
         if kv is not None: x = x + self.drop(self.cross(self.norm_cross(x), context_mask, kv))
         return x + self.drop(self.feed(self.norm2(x)))
 
