@@ -478,6 +478,7 @@ def fit(
     seed: int = 0,  # of what is drawn in training
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
+    if process_count() == 1: how = how._replace(spread=False)  # over whom?
     given, history, done, best = objective, [], Progress(), {}
     kept, about, main = Checkpoints(checkpoint, minutes) if checkpoint else None, json.loads(json.dumps(about or {})), accelerator.is_main_process
     found = kept.load() if kept else None
