@@ -2,7 +2,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pandas as pd
@@ -60,19 +59,12 @@ def test_label_sweep(where, tmp_path):
 
 def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
     "One point here; then two, of which a worker of a Dask cluster trains the new one. The test splits take no part."
+    from distributed import LocalCluster
     settings = (*where, *FAST, "epochs=1", "choose=0.4", "valid=0.0")
     _, _, out = papermill(tmp_path, *settings, "grid={'lr': ['1e-3']}", name="sweep", check=True)
     table, kept = pd.read_csv(out / "sweep.csv"), {p: p.stat().st_mtime_ns for p in (out / "sweep_0.4").iterdir()}
-    file, here = tmp_path / "scheduler.json", ("-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file")
-    cluster = [subprocess.Popen([sys.executable, *here, file], stderr=subprocess.DEVNULL)]
-    try:
-        while not file.exists(): time.sleep(0.1)
-        address = json.loads(file.read_text())["address"]
-        cluster.append(subprocess.Popen([sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path], stderr=subprocess.DEVNULL))
-        papermill(tmp_path, *settings, "grid={'lr': [1e-3, 3e-3], 'weight_fused': [1.0, 0]}", f"scheduler={address}", name="sweep", check=True)
-    finally:
-        for p in cluster: p.kill()
-        for p in cluster: p.wait()
+    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
+        papermill(tmp_path, *settings, "grid={'lr': [1e-3, 3e-3], 'weight_fused': [1.0, 0]}", f"scheduler={cluster.scheduler_address}", name="sweep", check=True)
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "a point was trained again"
     found, grown = json.loads((out / "sweep.json").read_text()), pd.read_csv(out / "sweep.csv")
     assert len(grown) == 2 and len(found["left_out"]) == 2 and found["clips"] == 10 and (out / "figures/sweep.png").exists()

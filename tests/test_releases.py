@@ -19,7 +19,7 @@ def run(releases, tmp_path, name, *more):
 
 
 def test_muse_mimic_end_to_end(releases, tmp_path):
-    found, out = run(releases, tmp_path, "muse_mimic")
+    found, out = run(releases, tmp_path, "muse_mimic", "processes=2")
     assert set(found["splits"]) == {"devel"}, "test labels are kept back"
     assert {"pearson", "mse", "undefined"} <= set(found["splits"]["devel"]) and found["splits"]["devel"]["main"] == "pearson"
     names = ("Approval", "Disappointment", "Uncertainty")

@@ -193,7 +193,8 @@ def test_a_model_is_loaded_whatever_its_config_json_says(saved):
     (dict(image=10**9), "image cannot be 1000000000"), (dict(image="big"), "image needs a value like 160"), (dict(image=None), "image cannot be None"), (dict(image=0), "image cannot be 0"),
     (dict(fps=1e300), "fps cannot be 1e+300"),
     (dict(fps=-1.0), "fps must not be negative"), (dict(frames=10**15), "frames cannot be"), (dict(size="gigantic"), "size cannot be 'gigantic'"), (dict(size=["tiny"]), "size needs a value like"),
-    (dict(tune="hard"), "tune cannot be 'hard'"), (dict(video_encoder=["hf:x"]), "video_encoder cannot be"), (dict(faces=3), "faces cannot be 3")])
+    (dict(tune="hard"), "tune cannot be 'hard'"), (dict(video_encoder=["hf:x"]), "video_encoder cannot be"), (dict(faces=3), "faces cannot be 3"),
+    (dict(tubelet=10**9), "tubelet cannot be 1000000000"), (dict(tubelet="two"), "tubelet cannot be 'two'")])
 def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
     import vat_nb.inference as inference
     monkeypatch.setattr(inference, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))

@@ -63,6 +63,7 @@ def check_recipe(
     refuse(r["layer_decay"] < 1 and r["tune"] == "frozen", "layer_decay gives pretrained layers learning rates, and they are frozen: set tune to full or lora")
     frozen = r["video_encoder"] and r["audio_encoder"] and r["tune"] == "frozen"
     refuse(r["cache_features"] and not frozen, "cache_features needs a pretrained video_encoder and audio_encoder, both frozen")
+    refuse(r["cache_features"] and "://" in r["store"], "cache_features writes beside the store, and this one is far away: copy it here first")
     varied = r["augment_image"] or r["augment_wave"] or r["against_speaker"]
     refuse(r["cache_features"] and varied, "cache_features keeps features of the clips as they are: set augment_image and augment_wave to 0 and against_speaker to False")
     refuse(r["patch_drop"] == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
@@ -87,10 +88,11 @@ def open_release(
     recipe: dict[str, Any],
 ) -> Store:
     "The preprocessed clips of a recipe, rendered and preprocessed where they are not. Raises ValueError when the store was made with other settings or too many clips failed."
-    root, store = Path(recipe["root"]), Path(recipe["store"])
-    stored = (store / "settings.json").exists()
+    root, far = Path(recipe["root"]), "://" in recipe["store"]
+    store = recipe["store"] if far else Path(recipe["store"])
+    stored = far or (store / "settings.json").exists()
     if recipe["synthetic"] and not stored: write_demo(root, recipe["seed"], layout=recipe["layout"])
-    if root.is_dir() or not stored:
+    if not far and (root.is_dir() or not stored):
         release = read_release(recipe["layout"], root, recipe["release"])
         with dask_client(recipe["scheduler"]) as client:
             preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))

@@ -227,14 +227,14 @@ def check_building(
     where: str | Path,  # it comes from, named in the message
 ) -> dict[str, Any]:  # what BUILDING names
     "Stop before a model is built with values that cannot be. Raises ValueError."
-    try: found = check_parameters({k: recipe[k] for k in BUILDING}, BUILDING, f"{where}: ")
+    try: found = check_parameters({k: (dict(tubelet=None) | recipe)[k] for k in BUILDING}, BUILDING, f"{where}: ")  # models made before tubelets could be chosen do not name them
     except (KeyError, TypeError) as e: raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
     for name, most in LARGEST.items():
         if not 0 < (found[name] or 0) <= most: raise ValueError(f"{where}: {name} cannot be {found[name]}: no model of vat_nb was made with more than {most:g}; take another copy")
     for name in ("faces", "video_encoder", "audio_encoder"):
         if not isinstance(found[name], str | None): raise ValueError(f"{where}: {name} cannot be {found[name]!r}: it is a name, or null; take another copy")
     tubelet = found["tubelet"]
-    if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= found["frames"]): raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
+    if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= min(found["frames"], 64)): raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
     return found
 
 

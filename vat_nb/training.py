@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ALONE', 'TRACKERS', 'Step', 'Known', 'Goals', 'shared', 'Pretrain', 'Finetune', 'lr_at', 'tracker_names',
            'make_accelerator', 'make_optimizer', 'progress_line', 'LiveCurves', 'Schedule', 'Progress', 'NotReadable',
-           'read_on', 'batches_of_steps', 'seed_draws', 'train_epoch', 'cut', 'backward', 'fit', 'agreed', 'set_aside',
+           'read_on', 'batches_of_steps', 'seed_draws', 'cut', 'backward', 'train_epoch', 'fit', 'agreed', 'set_aside',
            'scored', 'Best', 'best_epoch', 'start_trackers', 'log_epoch', 'save_run', 'load_run', 'student_weights']
 
 # %% ../nbs/18_training.ipynb #909510b4
@@ -369,7 +369,7 @@ def read_on(loader: DataLoader) -> Iterator[Batch]:
         raise NotReadable(f"the clips can no longer be read ({type(e).__name__}: {why}). What was trained is saved. Is the store's disk there? A process that dies while it reads is mostly out of memory: "
                           "lower workers. Then run again with the same parameters: it goes on where it stopped") from e
 
-
+# %% ../nbs/18_training.ipynb #ee54d1f2
 def batches_of_steps(
     loader: DataLoader,
     accumulate: int,  # batches of a step
@@ -383,7 +383,41 @@ def seed_draws(*place: int) -> None:  # seed of the run, step, batch of the step
     "Let what is drawn next depend on its place in the run alone: not on what was drawn before, elsewhere, or in a run that was cut off."
     torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0]))
 
+# %% ../nbs/18_training.ipynb #37c6812f
+def cut(batch: Batch, parts: int) -> list[Batch]:
+    "A batch in parts, as even as they go."
+    return [batch] if parts == 1 else [batch.keep(rows) for rows in torch.arange(len(batch.id), device=batch.id.device).tensor_split(parts) if len(rows)]
 
+
+def backward(
+    objective: Pretrain | Finetune, wrapped: nn.Module,
+    batches: list[Batch],  # of a step, in this process
+    alpha: float,  # weight of the teacher
+    accelerator: Accelerator,
+    clip_norm: float,  # longest gradient
+    place: tuple[int, int] = (0, 0),  # seed and step
+    spread: bool = False,  # the encoders are spread over the processes
+) -> tuple[Step, Tensor, list[Known]]:  # what the objective says, over all processes; the length of the gradient before it was clipped; what was known
+    "Loss and gradients of a step."
+    known, said = [], []
+    numbers = [i * process_count() + process_rank() for i in range(len(batches))]  # of the batches in the step: a second process draws as a second batch would
+    for i, batch in zip(numbers, batches):
+        seed_draws(*place, i, 0)
+        known.append(objective.look(batch, alpha))
+    known = objective.meet(known)
+    for i, k in zip(numbers, known):
+        seed_draws(*place, i, 1)
+        with nullcontext() if spread or i == numbers[-1] else accelerator.no_sync(wrapped):  # gradients travel once per step
+            said.append(wrapped(k, alpha))
+            accelerator.backward(said[-1].loss)
+    if spread: average_gradients(objective)
+    norm = clip_gradients(objective, clip_norm) if spread else accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], clip_norm)
+    parts = said[0].parts | dict(loss=said[0].loss.detach())
+    for more in said[1:]: parts = {k: v + (more.loss.detach() if k == "loss" else more.parts[k]) for k, v in parts.items()}
+    if process_count() > 1: parts = dict(zip(parts, summed(torch.stack([*parts.values()])) / process_count()))
+    return Step(parts.pop("loss"), parts), norm, known
+
+# %% ../nbs/18_training.ipynb #8f5afca9
 def train_epoch(
     objective: Pretrain | Finetune, wrapped: nn.Module,  # the objective, and the same as accelerate wraps it
     loader: DataLoader, accelerator: Accelerator, optimizer: torch.optim.Optimizer,
@@ -428,40 +462,6 @@ def train_epoch(
     row["clips per second"] = done.clips * accelerator.num_processes / max(done.seconds, 1e-9)
     return row | ({"GPU MiB": torch.cuda.max_memory_allocated() / 2**20} if accelerator.device.type == "cuda" else {})
 
-
-def cut(batch: Batch, parts: int) -> list[Batch]:
-    "A batch in parts, as even as they go."
-    return [batch] if parts == 1 else [batch.keep(rows) for rows in torch.arange(len(batch.id), device=batch.id.device).tensor_split(parts) if len(rows)]
-
-
-def backward(
-    objective: Pretrain | Finetune, wrapped: nn.Module,
-    batches: list[Batch],  # of a step, in this process
-    alpha: float,  # weight of the teacher
-    accelerator: Accelerator,
-    clip_norm: float,  # longest gradient
-    place: tuple[int, int] = (0, 0),  # seed and step
-    spread: bool = False,  # the encoders are spread over the processes
-) -> tuple[Step, Tensor, list[Known]]:  # what the objective says, over all processes; the length of the gradient before it was clipped; what was known
-    "Loss and gradients of a step."
-    known, said = [], []
-    numbers = [i * process_count() + process_rank() for i in range(len(batches))]  # of the batches in the step: a second process draws as a second batch would
-    for i, batch in zip(numbers, batches):
-        seed_draws(*place, i, 0)
-        known.append(objective.look(batch, alpha))
-    known = objective.meet(known)
-    for i, k in zip(numbers, known):
-        seed_draws(*place, i, 1)
-        with nullcontext() if spread or i == numbers[-1] else accelerator.no_sync(wrapped):  # gradients travel once per step
-            said.append(wrapped(k, alpha))
-            accelerator.backward(said[-1].loss)
-    if spread: average_gradients(objective)
-    norm = clip_gradients(objective, clip_norm) if spread else accelerator.clip_grad_norm_([p for p in objective.parameters() if p.requires_grad], clip_norm)
-    parts = said[0].parts | dict(loss=said[0].loss.detach())
-    for more in said[1:]: parts = {k: v + (more.loss.detach() if k == "loss" else more.parts[k]) for k, v in parts.items()}
-    if process_count() > 1: parts = dict(zip(parts, summed(torch.stack([*parts.values()])) / process_count()))
-    return Step(parts.pop("loss"), parts), norm, known
-
 # %% ../nbs/18_training.ipynb #638d197e
 def fit(
     objective: Pretrain | Finetune,
@@ -478,6 +478,7 @@ def fit(
     seed: int = 0,  # of what is drawn in training
 ) -> list[dict[str, float]]:  # one row per epoch
     "Train, keep the epoch that validates best, of student and teacher, and go on where an earlier run stopped. Raises ValueError when that one had other settings."
+    if process_count() == 1: how = how._replace(spread=False)  # over whom?
     given, history, done, best = objective, [], Progress(), {}
     kept, about, main = Checkpoints(checkpoint, minutes) if checkpoint else None, json.loads(json.dumps(about or {})), accelerator.is_main_process
     found = kept.load() if kept else None
