@@ -259,6 +259,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vat_nb.loading.cut_window': ('loading.html#cut_window', 'vat_nb/loading.py'),
                                 'vat_nb.loading.hold_out': ('loading.html#hold_out', 'vat_nb/loading.py'),
                                 'vat_nb.loading.make_loader': ('loading.html#make_loader', 'vat_nb/loading.py'),
+                                'vat_nb.loading.stand_apart': ('loading.html#stand_apart', 'vat_nb/loading.py'),
                                 'vat_nb.loading.window_starts': ('loading.html#window_starts', 'vat_nb/loading.py')},
             'vat_nb.masked': { 'vat_nb.masked.hidden_count': ('masked.html#hidden_count', 'vat_nb/masked.py'),
                                'vat_nb.masked.hide': ('masked.html#hide', 'vat_nb/masked.py'),

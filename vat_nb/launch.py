@@ -10,10 +10,11 @@ import argparse, re, signal, subprocess, sys
 from collections import deque
 from pathlib import Path
 from typing import Any
+import psutil
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from IPython.display import display
-from .checkpoint import load_weights
+from .checkpoint import WARNING, load_weights
 from .core import literal, notebook_recipe
 from .experiment import check_recipe, finetune, new_model, open_release, pretrain, split_clips, watched_clips
 from .snapshots import choose_clips, keep_run
@@ -63,6 +64,9 @@ def launch(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(recipe["processes"]), "-m", "vat_nb.launch", *names]
     said, shown = deque(maxlen=200), display({"text/plain": "starting"}, raw=True, display_id=True)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
+        def warned(*_):  # they save and go on; torchrun itself would end
+            for worker in psutil.Process(running.pid).children(): worker.send_signal(WARNING)
+        before = signal.signal(WARNING, warned)
         try:
             for line in filter(str.strip, running.stdout):
                 said.append(line.rstrip())
@@ -70,6 +74,7 @@ def launch(
         except BaseException:
             running.send_signal(signal.SIGINT)
             raise
+        finally: signal.signal(WARNING, before)
     if not running.returncode: return
     errors = [line for line in said if re.match(r"(\[rank\d+\]: )?[\w.]+: ", line) and "ChildFailedError" not in line]  # the last line of a traceback
     raise RuntimeError(f"training in {recipe['processes']} processes ended with code {running.returncode}; what was saved is kept, run again to go on. They said: {' '.join(errors[-1:] or said)}")

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .core import Batch, Clip, Tokens, _nearest, lengths_mask, write_atomically
 from .encoders import Stack
 from .layers import sine_positions
-from .loading import ClipDataset, Sample, Windows
+from .loading import ClipDataset, Sample, Windows, stand_apart
 from .media import SAMPLE_RATE, decode_jpegs
 from .preprocess import Store
 
@@ -594,7 +594,7 @@ def feature_loader(
 ) -> DataLoader:  # of Batch
     "Batches of cached features, with the windows that `make_loader` would take."
     dataset = FeatureDataset(folder, store, clips, frames)
-    many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn") if workers else {}
+    many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn", worker_init_fn=stand_apart) if workers else {}
     return DataLoader(dataset, batch_size, sampler=Windows(dataset.lengths, frames, shuffle, seed, weights), collate_fn=collate_features, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)
 
 # %% ../nbs/10b_pretrained.ipynb #19b538ac

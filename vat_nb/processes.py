@@ -79,7 +79,7 @@ def share_loader(
     store = getattr(loader.dataset, "store", None)
     owner = parts(store, loader.dataset.clips, n) if store is not None and store.shards else None  # each process reads its own shards, and no others
     batches = SharedBatches(loader.sampler, loader.batch_size, n, process_rank(), owner)
-    same = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "generator")
+    same = ("num_workers", "collate_fn", "pin_memory", "prefetch_factor", "persistent_workers", "multiprocessing_context", "worker_init_fn", "generator")
     return DataLoader(loader.dataset, batch_sampler=batches, **{k: getattr(loader, k) for k in same})
 
 # %% ../nbs/17c_processes.ipynb #c9e11082

@@ -517,6 +517,7 @@ def fit(
             if curves: curves.update(history, epochs)
             if agreed(asked, False): asked.stop()
     bar.close()
+    accelerator.free_memory()  # it would keep model and optimiser of every run
     if curves: curves.close(history)
     if how.spread: given.load_state_dict(whole_state(objective))
     if best: given.student.load_state_dict(best)
