@@ -6,7 +6,7 @@
 __all__ = ['train_stages', 'main', 'launch']
 
 # %% ../nbs/23_launch.ipynb #0390dafc
-import argparse, re, signal, subprocess, sys
+import argparse, re, signal, subprocess, sys, threading
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def launch(
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         def warned(*_):  # they save and go on; torchrun itself would end
             for worker in psutil.Process(running.pid).children(): worker.send_signal(WARNING)
-        before = signal.signal(WARNING, warned)
+        main = threading.current_thread() is threading.main_thread()  # elsewhere no handler can be set
+        before = signal.signal(WARNING, warned) if main else None
         try:
             for line in filter(str.strip, running.stdout):
                 said.append(line.rstrip())
@@ -74,7 +75,8 @@ def launch(
         except BaseException:
             running.send_signal(signal.SIGINT)
             raise
-        finally: signal.signal(WARNING, before)
+        finally:
+            if main: signal.signal(WARNING, before)
     if not running.returncode: return
     errors = [line for line in said if re.match(r"(\[rank\d+\]: )?[\w.]+: ", line) and "ChildFailedError" not in line]  # the last line of a traceback
     raise RuntimeError(f"training in {recipe['processes']} processes ended with code {running.returncode}; what was saved is kept, run again to go on. They said: {' '.join(errors[-1:] or said)}")
