@@ -64,6 +64,7 @@ rows = {}
 for name, objective in (("pre", pre), ("tune", tune)):
     rows[name] = fit(objective, loader(), accelerator, 2, Schedule(1e-3, momentum=0.9, accumulate=accumulate, spread=spread == "spread"), checkpoint=out / f"{name}.safetensors", minutes=0)
 save_tensors(out / f"end{process_rank()}.safetensors", {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}, rows)
+accelerator.end_training()  # gloo's threads, left alone, can crash when Python ends
 """
 
 LAUNCH = """
@@ -74,6 +75,7 @@ def train():
     loader = DataLoader(Rows(), 2, sampler=Windows([4] * 8, 4), collate_fn=lambda items: data.keep(torch.tensor(items)))
     row = fit(Pretrain(build_vat("tiny", 32, 12.5, 6, 1), 9), loader, accelerator, 1)[0]
     print("process", process_rank(), process_count(), row["loss"], flush=True)
+    accelerator.end_training()
 
 from accelerate import notebook_launcher
 notebook_launcher(train, num_processes=2)

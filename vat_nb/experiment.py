@@ -30,7 +30,7 @@ from .model import SIZES, VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
 from .pretrained import PretrainedEncoder, cache_features, feature_encoders, feature_loader, freeze, load_audio, load_video
 from .pseudo import Confidence
-from .releases import Task, clips as release_clips, read_release
+from .releases import Task, check, clips as release_clips, read_release
 from .speaker import against_speakers
 from .supervise import FixedBlend, GradientBlend, UncertaintyBlend, Weights, head_losses
 from .synth import write_demo
@@ -93,7 +93,7 @@ def open_release(
     stored = far or (store / "settings.json").exists()
     if recipe["synthetic"] and not stored: write_demo(root, recipe["seed"], layout=recipe["layout"])
     if not far and (root.is_dir() or not stored):
-        release = read_release(recipe["layout"], root, recipe["release"])
+        check(release := read_release(recipe["layout"], root, recipe["release"]))  # before hours of reading
         with dask_client(recipe["scheduler"]) as client:
             preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))
     data = open_store(store)

@@ -50,7 +50,7 @@ def main(
     parser = argparse.ArgumentParser("vat_nb.launch", description="Train as nbs/train.ipynb does, without figures; run the notebook afterwards to score and draw.")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a recipe value, see settings.ini")
     recipe = check_recipe(notebook_recipe(dict(dataset="demo") | {k: literal(v) for k, v in parser.parse_args(words).p}))
-    accelerator = make_accelerator(recipe["device"], recipe["seed"], recipe["trackers"], recipe["out"])
+    accelerator = make_accelerator(recipe["device"], recipe["seed"], recipe["trackers"], recipe["out"], recipe["precision"])
     start_trackers(accelerator, recipe)
     train_stages(recipe, accelerator)
     accelerator.end_training()

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, torch, torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
 from IPython.display import display
 from torch import Tensor, nn
@@ -269,6 +270,7 @@ def make_accelerator(
     able = dict(fp32=True, bf16=device == "cpu" or device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False), fp16=device == "cuda")
     precision = precision or ("bf16" if device == "cuda" and able["bf16"] else "fp32")
     if not able.get(precision): raise ValueError(f"precision {precision!r} is not to be had on {device}: choose {' or '.join(k for k, ok in able.items() if ok)}, or None")
+    AcceleratorState._reset_state()  # accelerate keeps the first precision of a process; a notebook or a sweep may choose again
     return Accelerator(cpu=device == "cpu", mixed_precision="no" if precision == "fp32" else precision, log_with=tracker_names(trackers) or None,
                        project_config=ProjectConfiguration(logging_dir=str(Path(folder or ".", "logs"))),
                        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True, broadcast_buffers=False)])
