@@ -40,8 +40,9 @@ preprocess benchmark crossval ablation semisupervised sweep soak alignment audit
 results: setup
 	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
 
-# two notebooks, then two files of tests at a time, one core each
+# two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONFAULTHANDLER = 1
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 2 --file-glob '[0-9]*.ipynb' --timing
