@@ -101,7 +101,7 @@ def shown(node, lines):
     if fields: return "\n".join([lines[node.lineno - 1], *(line for b in fields for line in lines[b.lineno - 1:b.end_lineno])])
     first, own = node.body[0], lines[node.lineno - 1]
     written = own.split(": return")[0] if first.lineno == node.lineno else "\n".join(lines[node.lineno - 1:first.lineno - 1])
-    return re.sub(r"\n\s+self,$|(?<=\()self(?:, |(?=\)))", "", written, flags=re.M)
+    return re.sub(r"\n\s+self(: \w+)?,$|(?<=\()self(: \w+)?(?:, |(?=\)))", "", written, flags=re.M)
 
 
 def plain(code):
@@ -110,8 +110,14 @@ def plain(code):
     return "\n".join(line[margin:] for line in code.splitlines())
 
 
+def class_of(node):
+    "The class to which fastcore's `patch` adds a function, if it does."
+    added = isinstance(node, ast.FunctionDef) and any(getattr(d, "id", "") == "patch" for d in node.decorator_list)
+    return node.args.args[0].annotation.id if added else None
+
+
 def documented(node):
-    return isinstance(node, ast.FunctionDef | ast.ClassDef)
+    return isinstance(node, ast.FunctionDef | ast.ClassDef) and not class_of(node)
 
 
 def known_names():
@@ -137,7 +143,7 @@ def reference_page(module, names):
     for node in tree.body:
         if not documented(node) or node.name not in public: continue
         out += [f"## {node.name} {{#{node.name}}}", say(node)]
-        methods = [m for m in node.body if isinstance(m, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+        methods = [m for m in node.body if isinstance(m, ast.FunctionDef)] + [m for m in tree.body if class_of(m) == node.name] if isinstance(node, ast.ClassDef) else []
         first = next((m for m in methods if m.name == "__init__"), node)
         out.append(fence(plain(shown(first, lines)).replace("def __init__(", f"{node.name}(", 1)))
         for m in methods:

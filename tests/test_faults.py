@@ -304,18 +304,6 @@ def test_paths_that_leave_a_manifest_are_refused(tmp_path):
     assert wrong["where"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
 
 
-def test_checkpoints_from_elsewhere_are_never_unpickled(tmp_path):
-    import pickle
-
-    from vat_nb.inference import Recognizer
-
-    class Harm:
-        def __reduce__(self): return (Path.mkdir, (tmp_path / "harm",))
-    (tmp_path / "model.safetensors").write_bytes(pickle.dumps(Harm()))
-    with pytest.raises(ValueError, match="is no checkpoint of vat_nb"): Recognizer.from_pretrained(str(tmp_path))
-    assert not (tmp_path / "harm").exists()
-
-
 SAVE = """
 import sys, torch
 from vat_nb.checkpoint import save_tensors

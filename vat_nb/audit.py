@@ -12,6 +12,7 @@ import html, math, shutil
 from collections.abc import Callable
 from pathlib import Path
 import cv2, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
+from fastcore.basics import patch
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
@@ -251,69 +252,85 @@ class AuditPanel:
         self.save.on_click(self._try(self._save))
         self._try(self._fill, self.draw)()
 
-    def _try(self, *steps: Callable) -> Callable:
-        def act(change=None):  # a control never ends in a traceback
-            if self.busy: return
-            self.busy, self.said.value = True, ""
-            try:
-                for step in steps: step()
-            except Exception as e: self.said.value, self.rows.children = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>", ()
-            finally: self.busy = False
-        return act
+# %% ../nbs/22c_audit.ipynb #a1172c5b
+@patch
+def _try(self: AuditPanel, *steps: Callable) -> Callable:
+    def act(change=None):  # a control never ends in a traceback
+        if self.busy: return
+        self.busy, self.said.value = True, ""
+        try:
+            for step in steps: step()
+        except Exception as e: self.said.value, self.rows.children = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>", ()
+        finally: self.busy = False
+    return act
 
-    def table(self) -> pd.DataFrame:
-        "The audit of the chosen clips by the chosen model, computed once."
-        key, part = (self.part.value, self.stage.value, self.who.value), self.part.value
-        if key not in self.tables:
-            clips = self.looks.clips(part)
-            if part not in self.syncs: self.syncs[part] = lip_sync(self.looks.store, clips)
-            self.tables[key] = audit_clips(self.looks.at(part, (self.stage.value, -1), self.who.value), self.looks.store, clips, sync=self.syncs[part])
-        return self.tables[key]
 
-    def listed(self) -> pd.DataFrame:
-        "The rows that pass the filters, the worst first."
-        t = self.table()
-        chosen = lambda menu, name: t[name].eq(menu.value) | (menu.value == "all")
-        return t[(t["suspicion"] >= self.threshold.value) & chosen(self.emotion, "emotion") & chosen(self.speaker, "speaker")]
+@patch
+def table(self: AuditPanel) -> pd.DataFrame:
+    "The audit of the chosen clips by the chosen model, computed once."
+    key, part = (self.part.value, self.stage.value, self.who.value), self.part.value
+    if key not in self.tables:
+        clips = self.looks.clips(part)
+        if part not in self.syncs: self.syncs[part] = lip_sync(self.looks.store, clips)
+        self.tables[key] = audit_clips(self.looks.at(part, (self.stage.value, -1), self.who.value), self.looks.store, clips, sync=self.syncs[part])
+    return self.tables[key]
 
-    def _fill(self) -> None:
-        t = self.table()
-        for menu, name in ((self.emotion, "emotion"), (self.speaker, "speaker")):
-            was, menu.options = menu.value, ["all", *sorted(set(t[name]))]
-            menu.value = was if was in menu.options else "all"
-        self._first()
 
-    def _first(self) -> None:
-        self.page.max = max(math.ceil(len(self.listed()) / self.shown), 1)
-        self.page.value = 1
+@patch
+def listed(self: AuditPanel) -> pd.DataFrame:
+    "The rows that pass the filters, the worst first."
+    t = self.table()
+    chosen = lambda menu, name: t[name].eq(menu.value) | (menu.value == "all")
+    return t[(t["suspicion"] >= self.threshold.value) & chosen(self.emotion, "emotion") & chosen(self.speaker, "speaker")]
 
-    def draw(self) -> None:
-        "Show a page."
-        t, clips = self.listed(), {c.id: c for c in self.looks.clips(self.part.value)}
-        start = (self.page.value - 1) * self.shown
-        self.rows.children = [self.row(clips[r["id"]], r) for r in t.iloc[start:start + self.shown].to_dict("records")]
-        weighed = sum(w < 1 for w in self.weights.values())
-        self.said.value = f"{len(t)} clips, page {self.page.value} of {self.page.max}; {weighed} weighed" if len(t) else "<b>no clip passes these filters: lower the threshold, or choose all</b>"
 
-    def row(self, clip: Clip, r: dict) -> ipywidgets.HBox:
-        "One clip: what is said of it, wave, film, and what is to become of it."
-        w, media = ipywidgets, self.looks.store.media(clip)
-        ax = show_wave(media.audio, ax=new_axes(3.2, 1.1))
-        number = lambda name, form: f"{name} {r[name]:{form}}" if np.isfinite(r[name]) else f"{name} unknown"
-        late = "" if not np.isfinite(r["late"]) or not r["late"] else f", sound {abs(r['late']):.1f} s {'late' if r['late'] > 0 else 'early'}"
-        lines = [f"<b>{html.escape(clip.id)}</b>", html.escape(f"{r['emotion']}, {r['speaker']}, {clip.split}"), f"<b>{number('suspicion', '.2f')}</b>"]
-        lines += [f"{number('matching', '.2f')}, {number('cosine', '.2f')}", f"{number('rank', '.2f')}, {number('sync', '.2f')}{late}"]
-        words = w.HTML(f"<div style='line-height:1.4'>{'<br>'.join(lines)}</div>", layout=w.Layout(width="19em"))
-        drop = w.Checkbox(self.weights.get(clip.id, 1) == 0, description="drop", indent=False, layout=w.Layout(width="8em"))
-        weight = w.BoundedFloatText(self.weights.get(clip.id, 1.0), min=0, max=1, step=0.25, description="weight", style=dict(description_width="4em"), layout=w.Layout(width="10em"))
-        def weigh(change):
-            value = float(change["new"]) if change["owner"] is weight else 0.0 if change["new"] else 1.0
-            self.weights[clip.id], drop.value, weight.value = value, value == 0, value
-        for control in (drop, weight): control.observe(weigh, "value")
-        face = w.Image(value=media.jpegs[len(media.jpegs) // 2], format="jpeg", width=110)
-        film = w.Video(value=pair_film(self.looks.store, clip, clip), format="mp4", autoplay=False, loop=False, width=150)
-        return w.HBox([face, w.Image(value=png(ax.figure, 70), format="png"), film, words, w.VBox([drop, weight])], layout=w.Layout(align_items="center"))
+@patch
+def _fill(self: AuditPanel) -> None:
+    t = self.table()
+    for menu, name in ((self.emotion, "emotion"), (self.speaker, "speaker")):
+        was, menu.options = menu.value, ["all", *sorted(set(t[name]))]
+        menu.value = was if was in menu.options else "all"
+    self._first()
 
-    def _save(self) -> None:
-        n = save_weights(self.path, self.weights)
-        self.said.value = f"saved {n} clips to {html.escape(str(self.path))}; train with -p audit {html.escape(str(self.path))}"
+
+@patch
+def _first(self: AuditPanel) -> None:
+    self.page.max = max(math.ceil(len(self.listed()) / self.shown), 1)
+    self.page.value = 1
+
+# %% ../nbs/22c_audit.ipynb #34999cf1
+@patch
+def draw(self: AuditPanel) -> None:
+    "Show a page."
+    t, clips = self.listed(), {c.id: c for c in self.looks.clips(self.part.value)}
+    start = (self.page.value - 1) * self.shown
+    self.rows.children = [self.row(clips[r["id"]], r) for r in t.iloc[start:start + self.shown].to_dict("records")]
+    weighed = sum(w < 1 for w in self.weights.values())
+    self.said.value = f"{len(t)} clips, page {self.page.value} of {self.page.max}; {weighed} weighed" if len(t) else "<b>no clip passes these filters: lower the threshold, or choose all</b>"
+
+
+@patch
+def row(self: AuditPanel, clip: Clip, r: dict) -> ipywidgets.HBox:
+    "One clip: what is said of it, wave, film, and what is to become of it."
+    w, media = ipywidgets, self.looks.store.media(clip)
+    ax = show_wave(media.audio, ax=new_axes(3.2, 1.1))
+    number = lambda name, form: f"{name} {r[name]:{form}}" if np.isfinite(r[name]) else f"{name} unknown"
+    late = "" if not np.isfinite(r["late"]) or not r["late"] else f", sound {abs(r['late']):.1f} s {'late' if r['late'] > 0 else 'early'}"
+    lines = [f"<b>{html.escape(clip.id)}</b>", html.escape(f"{r['emotion']}, {r['speaker']}, {clip.split}"), f"<b>{number('suspicion', '.2f')}</b>"]
+    lines += [f"{number('matching', '.2f')}, {number('cosine', '.2f')}", f"{number('rank', '.2f')}, {number('sync', '.2f')}{late}"]
+    words = w.HTML(f"<div style='line-height:1.4'>{'<br>'.join(lines)}</div>", layout=w.Layout(width="19em"))
+    drop = w.Checkbox(self.weights.get(clip.id, 1) == 0, description="drop", indent=False, layout=w.Layout(width="8em"))
+    weight = w.BoundedFloatText(self.weights.get(clip.id, 1.0), min=0, max=1, step=0.25, description="weight", style=dict(description_width="4em"), layout=w.Layout(width="10em"))
+    def weigh(change):
+        value = float(change["new"]) if change["owner"] is weight else 0.0 if change["new"] else 1.0
+        self.weights[clip.id], drop.value, weight.value = value, value == 0, value
+    for control in (drop, weight): control.observe(weigh, "value")
+    face = w.Image(value=media.jpegs[len(media.jpegs) // 2], format="jpeg", width=110)
+    film = w.Video(value=pair_film(self.looks.store, clip, clip), format="mp4", autoplay=False, loop=False, width=150)
+    return w.HBox([face, w.Image(value=png(ax.figure, 70), format="png"), film, words, w.VBox([drop, weight])], layout=w.Layout(align_items="center"))
+
+
+@patch
+def _save(self: AuditPanel) -> None:
+    n = save_weights(self.path, self.weights)
+    self.said.value = f"saved {n} clips to {html.escape(str(self.path))}; train with -p audit {html.escape(str(self.path))}"

@@ -237,7 +237,7 @@ def check_building(
     if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= min(found["frames"], 64)): raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
     return found
 
-
+# %% ../nbs/19_inference.ipynb #cb58c2e0
 class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognition", "audio-visual"]):
     "A trained model with all that is needed to use it."
 

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, soundfile, torch
+from fastcore.basics import patch
 import torch.nn.functional as F
 from einops import rearrange
 from IPython.display import display
@@ -487,13 +488,6 @@ def time_axis(
     return {k: float(100 * v) for k, v in dict(left=first.x0, right=first.x1, top=1 - first.y1, bottom=1 - last.y0, floor=1 - table.y0, ceiling=1 - table.y1).items()}
 
 
-MOVE = """for (const e of document.querySelectorAll('.at-{key}')) {{
-  const d = e.dataset, s = Math.min(this.currentTime / d.seconds, 1), frame = Math.min(Math.floor(this.currentTime * d.fps), d.frames - 1);
-  if (d.frames) e.style.backgroundPosition = (d.frames > 1 ? 100 * frame / (d.frames - 1) : 0) + '% 0';
-  else if (d.up) e.style.top = 1 * d.from + (d.to - d.from) * Math.min(this.currentTime / d.up, 1) + '%';
-  else e.style.left = 1 * d.from + (d.to - d.from) * s + '%'; }}"""
-
-
 def png_bytes(
     pixels: np.ndarray,  # [H, W, 3 or 4] uint8
 ) -> bytes:
@@ -523,6 +517,13 @@ class Stage:
         self.canvas.restore_region(self.still)
         for part in self.moving: part.draw(renderer)
         return np.asarray(self.canvas.buffer_rgba()).copy()
+
+# %% ../nbs/20c_saliency.ipynb #51d09613
+MOVE = """for (const e of document.querySelectorAll('.at-{key}')) {{
+  const d = e.dataset, s = Math.min(this.currentTime / d.seconds, 1), frame = Math.min(Math.floor(this.currentTime * d.fps), d.frames - 1);
+  if (d.frames) e.style.backgroundPosition = (d.frames > 1 ? 100 * frame / (d.frames - 1) : 0) + '% 0';
+  else if (d.up) e.style.top = 1 * d.from + (d.to - d.from) * Math.min(this.currentTime / d.up, 1) + '%';
+  else e.style.left = 1 * d.from + (d.to - d.from) * s + '%'; }}"""
 
 
 def _data(kind: str, raw: bytes) -> str: return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
@@ -631,98 +632,122 @@ class AttentionPanel:
 
     def _ipython_display_(self) -> None: display(self.view)
 
-    def _told(self, act: Callable[[], object]) -> None:
-        "Do something; what goes wrong is told."
-        try: act()
-        except Exception as e:  # whatever it is, the reader of a notebook needs a sentence and not a traceback
-            self.words.value = f'<b style="color:#a33c00">{html.escape(str(e).strip() or type(e).__name__)}</b>'
-            self.figure.value = self.face.value = self.film.value = ""
-            self.heads.value, self.shown = b"", None
+# %% ../nbs/20c_saliency.ipynb #deedf927
+@patch
+def _told(self: AttentionPanel, act: Callable[[], object]) -> None:
+    "Do something; what goes wrong is told."
+    try: act()
+    except Exception as e:  # whatever it is, the reader of a notebook needs a sentence and not a traceback
+        self.words.value = f'<b style="color:#a33c00">{html.escape(str(e).strip() or type(e).__name__)}</b>'
+        self.figure.value = self.face.value = self.film.value = ""
+        self.heads.value, self.shown = b"", None
 
-    def windows(self) -> None:
-        "Offer the windows of the clip."
-        fps = self.store.settings["fps"]
-        self._offer(self.window, [(f"{s / fps:.1f} to {(s + self.frames) / fps:.1f} s", s) for s in starts_of(self.store, self.clip.value, self.frames)])
 
-    def _offer(self, menu: ipywidgets.Dropdown, options: list) -> None:
-        "Change the options of a menu, without drawing; the choice is kept where it is still there."
-        if list(menu.options) == options: return
-        drawing, value, self.drawing = self.drawing, menu.value, True
-        menu.options = options
-        if value in [v for _, v in options]: menu.value = value
-        self.drawing = drawing
+@patch
+def windows(self: AttentionPanel) -> None:
+    "Offer the windows of the clip."
+    fps = self.store.settings["fps"]
+    self._offer(self.window, [(f"{s / fps:.1f} to {(s + self.frames) / fps:.1f} s", s) for s in starts_of(self.store, self.clip.value, self.frames)])
 
-    def draw(self) -> None:
-        "Draw what the controls say."
-        if not self.drawing: self._told(self._draw)
 
-    def _draw(self) -> None:
-        clip, start, task, way = self.clip.value, self.window.value, self.store.task, self.way.value
-        piece, seen = self.piece_of(clip, start), self.look_of(self.model.value, clip, start)
-        self._offer(self.layer, [("all", None), *((str(i + 1), i) for i in range(len(seen.cross)))])
-        self._offer(self.head, [("mean", None), *((str(i + 1), i) for i in range(seen.cross[0].shape[1]))])
-        self.head.disabled, self.answer.disabled, self.small.disabled = way == ROLLOUT, way != GRADIENT, seen.grid == 1
-        if self.shown is not piece: self._show_piece(piece)
-        found = self.gradient_of(self._asked(seen), self.model.value, clip, start) if way == GRADIENT else None
-        table, label = weigh(seen, task, way, self.layer.value, self.head.value, found=found)
-        heat = lay_out(seen, table, READERS[self.reader.value])
-        show_heat(seen, heat, piece, self.axs, self._title(seen), label, even=way == RAW)
-        self.warm = heat_on(piece.frames, heat.places, moment_of(seen, len(piece.frames), piece.fps))
-        self.figure.value = cursor_html(png_bytes(self.stage.draw()), time_axis(self.axs), piece.seconds, seen.audio_at[0] + seen.audio_at[1] * len(heat.time), self.key)
-        self.face.value = face_html(self.warm, piece.fps, self.key)
-        self._show_heads(seen, found, label)
-        self.words.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._say(seen, heat, table))
+@patch
+def _offer(self: AttentionPanel, menu: ipywidgets.Dropdown, options: list) -> None:
+    "Change the options of a menu, without drawing; the choice is kept where it is still there."
+    if list(menu.options) == options: return
+    drawing, value, self.drawing = self.drawing, menu.value, True
+    menu.options = options
+    if value in [v for _, v in options]: menu.value = value
+    self.drawing = drawing
 
-    def _film(self, clip: Clip, start: int) -> bytes:
-        piece = self.piece_of(clip, start)
-        with tempfile.TemporaryDirectory() as folder: return write_film(Path(folder, "film.mp4"), piece.frames, piece.wave, piece.fps).read_bytes()
+# %% ../nbs/20c_saliency.ipynb #7c8212d8
+@patch
+def draw(self: AttentionPanel) -> None:
+    "Draw what the controls say."
+    if not self.drawing: self._told(self._draw)
 
-    def _show_piece(self, piece: Piece) -> None:
-        self.axs, where = show_piece(piece, new_panel()), dict(width_ratios=(1, 0.04), left=0.15, right=0.85, top=0.88, bottom=0.16, wspace=0.05)
-        self.small_axs = plt.figure(figsize=(4.4, 3.2), layout=PlaceHolderLayoutEngine(True, True)).subplots(1, 2, gridspec_kw=where)
-        self.stage = Stage(self.axs[0, 0].figure, [*self.axs[1:4, 0], *self.axs[[1, 3], 1], self.axs[0, 0].title])
-        for axs in (self.axs[0, 0], self.small_axs[0]): plt.close(axs.figure)  # they are shown here, and not at the end of a cell
-        self.film.value, self.shown = film_html(self.film_of(self.clip.value, self.window.value), self.key), piece
 
-    def _show_heads(self, seen: Look, found: Tensor | None, label: str) -> None:
-        gradient, by_place = found is not None, self.small.value == "place" and seen.grid > 1
-        maps = 1000 * found if gradient else raw(seen)
-        marked = None if self.way.value == ROLLOUT else (None if len(seen.cross) > 1 and self.layer.value is None else self.layer.value or 0, self.head.value)
-        title = f"{'places on the face' if by_place else 'sound (upwards) against picture'}{'' if gradient else ', raw'}"
-        show_head_maps(head_maps(seen, maps, READERS[self.reader.value] if by_place else None), marked, title, label, not by_place, *self.small_axs)
-        self.heads.value = png_bytes(Stage(self.small_axs[0].figure, []).draw())
+@patch
+def _draw(self: AttentionPanel) -> None:
+    clip, start, task, way = self.clip.value, self.window.value, self.store.task, self.way.value
+    piece, seen = self.piece_of(clip, start), self.look_of(self.model.value, clip, start)
+    self._offer(self.layer, [("all", None), *((str(i + 1), i) for i in range(len(seen.cross)))])
+    self._offer(self.head, [("mean", None), *((str(i + 1), i) for i in range(seen.cross[0].shape[1]))])
+    self.head.disabled, self.answer.disabled, self.small.disabled = way == ROLLOUT, way != GRADIENT, seen.grid == 1
+    if self.shown is not piece: self._show_piece(piece)
+    found = self.gradient_of(self._asked(seen), self.model.value, clip, start) if way == GRADIENT else None
+    table, label = weigh(seen, task, way, self.layer.value, self.head.value, found=found)
+    heat = lay_out(seen, table, READERS[self.reader.value])
+    show_heat(seen, heat, piece, self.axs, self._title(seen), label, even=way == RAW)
+    self.warm = heat_on(piece.frames, heat.places, moment_of(seen, len(piece.frames), piece.fps))
+    self.figure.value = cursor_html(png_bytes(self.stage.draw()), time_axis(self.axs), piece.seconds, seen.audio_at[0] + seen.audio_at[1] * len(heat.time), self.key)
+    self.face.value = face_html(self.warm, piece.fps, self.key)
+    self._show_heads(seen, found, label)
+    self.words.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._say(seen, heat, table))
 
-    def _asked(self, seen: Look) -> str: return told(seen, self.store.task) if self.answer.value == TOLD else self.answer.value
 
-    def _title(self, seen: Look) -> str:
-        layer = "all layers" if self.layer.value is None else f"layer {self.layer.value + 1}" if self.way.value != ROLLOUT else f"layers 1 to {self.layer.value + 1}"
-        head = "" if self.way.value == ROLLOUT else ", mean of heads" if self.head.value is None else f", head {self.head.value + 1}"
-        return f"{self.clip.value.id}: {self.way.value}{f' for {self._asked(seen)!r}' if self.way.value == GRADIENT else ''}, {layer}{head}, read by {self.reader.value}"
+@patch
+def _film(self: AttentionPanel, clip: Clip, start: int) -> bytes:
+    piece = self.piece_of(clip, start)
+    with tempfile.TemporaryDirectory() as folder: return write_film(Path(folder, "film.mp4"), piece.frames, piece.wave, piece.fps).read_bytes()
 
-    def _say(self, seen: Look, heat: Heat, table: Tensor) -> list[str]:
-        "What stands under the controls."
-        task, clip = self.store.task, self.clip.value
-        said = {c: f"{p:.0%}" for c, p in zip(task.classes, seen.said["logits"].softmax(0).tolist())}
-        said |= {t: f"{v:.2f}" for t, v in zip(task.targets, seen.said["values"].tolist())}
-        known = ", ".join(filter(None, [clip.emotion, *(f"{t} {v:g}" for t, v in zip(task.targets, clip.targets) if np.isfinite(v))])) or "not known"
-        said[SAME] = f"{seen.said['match'].softmax(0)[1]:.0%}"
-        out = [f"The model says: {', '.join(f'{k} {v}' for k, v in said.items())}. True: {known}."]
-        if seen.grid == 1: out += ["This model has one token for each moment of the picture: the heat is of whole moments, not of places."]
-        if self.way.value == GRADIENT and not heat.places.any():
-            out += ["Nothing that this reader read here could make the answer larger; in the last layer the heads read [CLS] alone. Choose the reader [CLS], or an earlier layer."]
-        if self.way.value == ROLLOUT:
-            out += [f"{table[READERS[self.reader.value]].sum(1).mean():.0%} of {self.reader.value} comes from the picture ({heat.cls:.0%} from the [CLS] of the picture, which is at no place), the rest from the sound."]
-        if self.way.value == RAW:
-            out += [f"{heat.cls:.0%} of the reading goes to the [CLS] of the picture, which is at no place. Dotted: what each moment would get if all tokens were read alike."]
-        return out
 
-    def save(
-        self,
-        name: str | None = None,  # of the files, without ending; None is made of the clip and the weighing
-    ) -> list[Path]:
-        "Write the figure and the heads as PNG and SVG, and a film with the heat on the face. Raises ValueError when nothing is shown."
-        if self.shown is None: raise ValueError("there is nothing to save: choose a clip that has picture and sound")
-        name = name or f"attention_{self.clip.value.id}_{self.way.value}"
-        files = [self.folder / f"{name}{part}.{kind}" for part in ("", "_heads") for kind in ("png", "svg")]
-        for file in files: save_figure(self.small_axs[0] if "_heads" in file.name else self.axs[0, 0], file)
-        return [*files, write_film(self.folder / f"{name}.mp4", self.warm, self.shown.wave, self.shown.fps)]
+@patch
+def _show_piece(self: AttentionPanel, piece: Piece) -> None:
+    self.axs, where = show_piece(piece, new_panel()), dict(width_ratios=(1, 0.04), left=0.15, right=0.85, top=0.88, bottom=0.16, wspace=0.05)
+    self.small_axs = plt.figure(figsize=(4.4, 3.2), layout=PlaceHolderLayoutEngine(True, True)).subplots(1, 2, gridspec_kw=where)
+    self.stage = Stage(self.axs[0, 0].figure, [*self.axs[1:4, 0], *self.axs[[1, 3], 1], self.axs[0, 0].title])
+    for axs in (self.axs[0, 0], self.small_axs[0]): plt.close(axs.figure)  # they are shown here, and not at the end of a cell
+    self.film.value, self.shown = film_html(self.film_of(self.clip.value, self.window.value), self.key), piece
+
+
+@patch
+def _show_heads(self: AttentionPanel, seen: Look, found: Tensor | None, label: str) -> None:
+    gradient, by_place = found is not None, self.small.value == "place" and seen.grid > 1
+    maps = 1000 * found if gradient else raw(seen)
+    marked = None if self.way.value == ROLLOUT else (None if len(seen.cross) > 1 and self.layer.value is None else self.layer.value or 0, self.head.value)
+    title = f"{'places on the face' if by_place else 'sound (upwards) against picture'}{'' if gradient else ', raw'}"
+    show_head_maps(head_maps(seen, maps, READERS[self.reader.value] if by_place else None), marked, title, label, not by_place, *self.small_axs)
+    self.heads.value = png_bytes(Stage(self.small_axs[0].figure, []).draw())
+
+# %% ../nbs/20c_saliency.ipynb #f8ce4f31
+@patch
+def _asked(self: AttentionPanel, seen: Look) -> str: return told(seen, self.store.task) if self.answer.value == TOLD else self.answer.value
+
+
+@patch
+def _title(self: AttentionPanel, seen: Look) -> str:
+    layer = "all layers" if self.layer.value is None else f"layer {self.layer.value + 1}" if self.way.value != ROLLOUT else f"layers 1 to {self.layer.value + 1}"
+    head = "" if self.way.value == ROLLOUT else ", mean of heads" if self.head.value is None else f", head {self.head.value + 1}"
+    return f"{self.clip.value.id}: {self.way.value}{f' for {self._asked(seen)!r}' if self.way.value == GRADIENT else ''}, {layer}{head}, read by {self.reader.value}"
+
+
+@patch
+def _say(self: AttentionPanel, seen: Look, heat: Heat, table: Tensor) -> list[str]:
+    "What stands under the controls."
+    task, clip = self.store.task, self.clip.value
+    said = {c: f"{p:.0%}" for c, p in zip(task.classes, seen.said["logits"].softmax(0).tolist())}
+    said |= {t: f"{v:.2f}" for t, v in zip(task.targets, seen.said["values"].tolist())}
+    known = ", ".join(filter(None, [clip.emotion, *(f"{t} {v:g}" for t, v in zip(task.targets, clip.targets) if np.isfinite(v))])) or "not known"
+    said[SAME] = f"{seen.said['match'].softmax(0)[1]:.0%}"
+    out = [f"The model says: {', '.join(f'{k} {v}' for k, v in said.items())}. True: {known}."]
+    if seen.grid == 1: out += ["This model has one token for each moment of the picture: the heat is of whole moments, not of places."]
+    if self.way.value == GRADIENT and not heat.places.any():
+        out += ["Nothing that this reader read here could make the answer larger; in the last layer the heads read [CLS] alone. Choose the reader [CLS], or an earlier layer."]
+    if self.way.value == ROLLOUT:
+        out += [f"{table[READERS[self.reader.value]].sum(1).mean():.0%} of {self.reader.value} comes from the picture ({heat.cls:.0%} from the [CLS] of the picture, which is at no place), the rest from the sound."]
+    if self.way.value == RAW:
+        out += [f"{heat.cls:.0%} of the reading goes to the [CLS] of the picture, which is at no place. Dotted: what each moment would get if all tokens were read alike."]
+    return out
+
+# %% ../nbs/20c_saliency.ipynb #395c2854
+@patch
+def save(
+    self: AttentionPanel,
+    name: str | None = None,  # of the files, without ending; None is made of the clip and the weighing
+) -> list[Path]:
+    "Write the figure and the heads as PNG and SVG, and a film with the heat on the face. Raises ValueError when nothing is shown."
+    if self.shown is None: raise ValueError("there is nothing to save: choose a clip that has picture and sound")
+    name = name or f"attention_{self.clip.value.id}_{self.way.value}"
+    files = [self.folder / f"{name}{part}.{kind}" for part in ("", "_heads") for kind in ("png", "svg")]
+    for file in files: save_figure(self.small_axs[0] if "_heads" in file.name else self.axs[0, 0], file)
+    return [*files, write_film(self.folder / f"{name}.mp4", self.warm, self.shown.wave, self.shown.fps)]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 import anywidget, av, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch, traitlets
+from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
@@ -366,45 +367,53 @@ class Looks:
         "The file that holds a model of the run."
         return self.run.folder / "checkpoint" / ("model.safetensors" if (stage, who) == ("finetune", "student") else f"{stage}.safetensors")
 
-    def at(self, part: str, moment: tuple[str, int], who: str) -> Snapshot:
-        "What was, or is now, said of a part's clips. Raises ValueError where the run cannot say."
-        if moment in MODELS: return self._live(part, moment[0], who)
-        found = [s for s in self.run.snapshots if (s.stage, s.epoch) == moment and (s.who == who or s.stage == "start")]
-        if part != KEPT or not found: raise ValueError(f"this run keeps no snapshot of {part} by the {who} at {' '.join(map(str, moment))}: choose another moment")
-        return found[0]
+# %% ../nbs/22b_similarity.ipynb #668dcaad
+@patch
+def at(self: Looks, part: str, moment: tuple[str, int], who: str) -> Snapshot:
+    "What was, or is now, said of a part's clips. Raises ValueError where the run cannot say."
+    if moment in MODELS: return self._live(part, moment[0], who)
+    found = [s for s in self.run.snapshots if (s.stage, s.epoch) == moment and (s.who == who or s.stage == "start")]
+    if part != KEPT or not found: raise ValueError(f"this run keeps no snapshot of {part} by the {who} at {' '.join(map(str, moment))}: choose another moment")
+    return found[0]
 
-    def matching(self, part: str, moment: tuple[str, int], who: str, rows: Sequence[int]) -> np.ndarray:  # [rows, rows]
-        "The matching head's matrix of some of a part's clips, rows rising as `spread_rows` gives them. Raises ValueError where the run has no model of that moment."
-        if moment not in MODELS: raise ValueError("weights are kept at the end of a stage only:\nchoose the pretrained or the finished model")
-        if len(rows) > MATCHED: raise ValueError(f"each cell is a fusion pass:\nchoose {MATCHED} clips or fewer")
-        clips = self.clips(part)
-        base = spread_rows(len(clips), MATCHED)
-        make = lambda model, loader: dict(matching=torch.from_numpy(matching_matrix(model, loader([clips[i] for i in base]))))
-        at = np.searchsorted(base, rows)
-        return self._kept((part, moment, who, "matching"), make)["matching"].numpy()[np.ix_(at, at)]
 
-    def _live(self, part: str, stage: str, who: str) -> Snapshot:
-        clips = self.clips(part)
-        def make(model, loader):
-            s = take_snapshot(model, loader(clips), stage, -1, who)
-            return {k: torch.from_numpy(getattr(s, k)) for k in ("v", "a", "own")} | dict(temperature=torch.tensor(s.temperature))
-        t = self._kept((part, (stage, -1), who, "vectors"), make)
-        return Snapshot(stage, -1, who, *(t[k].numpy() for k in ("v", "a", "own")), float(t["temperature"]))
+@patch
+def matching(self: Looks, part: str, moment: tuple[str, int], who: str, rows: Sequence[int]) -> np.ndarray:  # [rows, rows]
+    "The matching head's matrix of some of a part's clips, rows rising as `spread_rows` gives them. Raises ValueError where the run has no model of that moment."
+    if moment not in MODELS: raise ValueError("weights are kept at the end of a stage only:\nchoose the pretrained or the finished model")
+    if len(rows) > MATCHED: raise ValueError(f"each cell is a fusion pass:\nchoose {MATCHED} clips or fewer")
+    clips = self.clips(part)
+    base = spread_rows(len(clips), MATCHED)
+    make = lambda model, loader: dict(matching=torch.from_numpy(matching_matrix(model, loader([clips[i] for i in base]))))
+    at = np.searchsorted(base, rows)
+    return self._kept((part, moment, who, "matching"), make)["matching"].numpy()[np.ix_(at, at)]
 
-    def _kept(self, key: tuple, make: Callable) -> dict[str, torch.Tensor]:
-        if key in self.known: return self.known[key]
-        part, (stage, _), who, what = key
-        weights, clips, r = self.weights(stage, who), self.clips(part), self.run.recipe
-        if not weights.is_file(): raise ValueError(f"this run holds no {weights.name}: choose another moment, or student for teacher")
-        about = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
-        file = self.run.folder / "snapshots" / f"live-{hashlib.sha256(part.encode()).hexdigest()[:8]}-{stage}-{who}-{what}.safetensors"
-        try: saved = load_tensors(file) if file.is_file() else ({}, None)
-        except ValueError: saved = {}, None  # damaged: made anew
-        if saved[1] == about: return self.known.setdefault(key, saved[0])
-        found = make(run_model(self.run, stage, who, self.device), lambda of: make_loader(self.store, of, frames=r["frames"], batch_size=r["batch_size"]))
-        try: save_tensors(file, found, about)
-        except OSError: pass  # a folder that cannot be written to: remembered for this session only
-        return self.known.setdefault(key, found)
+# %% ../nbs/22b_similarity.ipynb #28d7fa93
+@patch
+def _live(self: Looks, part: str, stage: str, who: str) -> Snapshot:
+    clips = self.clips(part)
+    def make(model, loader):
+        s = take_snapshot(model, loader(clips), stage, -1, who)
+        return {k: torch.from_numpy(getattr(s, k)) for k in ("v", "a", "own")} | dict(temperature=torch.tensor(s.temperature))
+    t = self._kept((part, (stage, -1), who, "vectors"), make)
+    return Snapshot(stage, -1, who, *(t[k].numpy() for k in ("v", "a", "own")), float(t["temperature"]))
+
+
+@patch
+def _kept(self: Looks, key: tuple, make: Callable) -> dict[str, torch.Tensor]:
+    if key in self.known: return self.known[key]
+    part, (stage, _), who, what = key
+    weights, clips, r = self.weights(stage, who), self.clips(part), self.run.recipe
+    if not weights.is_file(): raise ValueError(f"this run holds no {weights.name}: choose another moment, or student for teacher")
+    about = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
+    file = self.run.folder / "snapshots" / f"live-{hashlib.sha256(part.encode()).hexdigest()[:8]}-{stage}-{who}-{what}.safetensors"
+    try: saved = load_tensors(file) if file.is_file() else ({}, None)
+    except ValueError: saved = {}, None  # damaged: made anew
+    if saved[1] == about: return self.known.setdefault(key, saved[0])
+    found = make(run_model(self.run, stage, who, self.device), lambda of: make_loader(self.store, of, frames=r["frames"], batch_size=r["batch_size"]))
+    try: save_tensors(file, found, about)
+    except OSError: pass  # a folder that cannot be written to: remembered for this session only
+    return self.known.setdefault(key, found)
 
 
 def fingerprint(
@@ -484,6 +493,7 @@ def numbers_html(
 # %% ../nbs/22b_similarity.ipynb #e557ab75
 class AlignmentPanel:
     "The matrix of a run with its controls; a cell can be chosen, seen and heard. Show `panel.box`."
+    busy, axes_of = False, None  # whether a control is at work; what the axes were drawn for
 
     def __init__(
         self,
@@ -513,117 +523,137 @@ class AlignmentPanel:
         self.box = w.VBox([w.HBox(row, layout=w.Layout(flex_flow="row wrap")) for row in rows])
         self._wire()
 
-    def _wire(self) -> None:
-        for c in (self.moment, self.who, self.number, self.order): c.observe(self._try(self.draw), "value")
-        for c in (self.negatives, self.colour, self.temperature, self.matched): c.observe(self._try(lambda: self.draw_matrix(*self.look())), "value")
-        for c in (self.video, self.audio): c.observe(self._try(self.draw_choice), "value")
-        for c in (self.method, self.paint, self.lines): c.observe(self._try(self.draw_map), "value")
-        self.part.observe(self._try(self._fill, self.draw), "value")
-        self.picture.observe(self._try(self._click), "place")
-        self._try(self._fill, self.draw)()
+# %% ../nbs/22b_similarity.ipynb #adaab6d5
+@patch
+def _wire(self: AlignmentPanel) -> None:
+    for c in (self.moment, self.who, self.number, self.order): c.observe(self._try(self.draw), "value")
+    for c in (self.negatives, self.colour, self.temperature, self.matched): c.observe(self._try(lambda: self.draw_matrix(*self.look())), "value")
+    for c in (self.video, self.audio): c.observe(self._try(self.draw_choice), "value")
+    for c in (self.method, self.paint, self.lines): c.observe(self._try(self.draw_map), "value")
+    self.part.observe(self._try(self._fill, self.draw), "value")
+    self.picture.observe(self._try(self._click), "place")
+    self._try(self._fill, self.draw)()
 
-    def _try(self, *steps: Callable) -> Callable:
-        def act(change=None):  # a control never ends in a traceback
-            if self.busy: return  # set by another control, which draws when all is set
-            self.busy, self.said.value = True, ""
-            try:
-                for step in steps: step()
-            except Exception as e: self.said.value = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>"
-            finally: self.busy = False
-        return act
 
-    busy, axes_of = False, None  # whether a control is at work; what the axes were drawn for
+@patch
+def _try(self: AlignmentPanel, *steps: Callable) -> Callable:
+    def act(change=None):  # a control never ends in a traceback
+        if self.busy: return  # set by another control, which draws when all is set
+        self.busy, self.said.value = True, ""
+        try:
+            for step in steps: step()
+        except Exception as e: self.said.value = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>"
+        finally: self.busy = False
+    return act
 
-    def _fill(self) -> None:
-        part, now = self.part.value, self.moment.value
-        found = self.looks.moments(part)
-        if not found: raise ValueError(f"this run has no {'snapshots' if part == KEPT else 'model'} to look at {part} with: choose other clips, or train again with keep_clips above 0")
-        n = len(self.looks.clips(part))
-        self.moment.options = found
-        self.moment.value = now if now in found.values() else found.get("pretrained model", list(found.values())[-1])
-        self.number.max, self.number.value = n, min(n, MATCHED)
 
-    def _click(self) -> None:
-        if cell := clicked_cell(self.picture.place, self.axs, len(self.drawn)):
-            self.video.value, self.audio.value = cell
-            self.draw_choice()
+@patch
+def _fill(self: AlignmentPanel) -> None:
+    part, now = self.part.value, self.moment.value
+    found = self.looks.moments(part)
+    if not found: raise ValueError(f"this run has no {'snapshots' if part == KEPT else 'model'} to look at {part} with: choose other clips, or train again with keep_clips above 0")
+    n = len(self.looks.clips(part))
+    self.moment.options = found
+    self.moment.value = now if now in found.values() else found.get("pretrained model", list(found.values())[-1])
+    self.number.max, self.number.value = n, min(n, MATCHED)
 
-    def look(self) -> tuple[Snapshot, list[Clip], np.ndarray]:
-        "What is drawn: vectors of the drawn clips in their order, the clips, their rows among the part's."
-        s, clips = self.looks.at(self.part.value, self.moment.value, self.who.value), self.looks.clips(self.part.value)
-        rows = spread_rows(len(clips), self.number.value)
-        rows = rows[clip_order([clips[i] for i in rows], s.v[rows], s.a[rows], self.order.value, self.run.task.classes)]
-        return s._replace(v=s.v[rows], a=s.a[rows], own=s.own[rows]), [clips[i] for i in rows], rows
 
-    def draw(self) -> None:
-        "Draw all of it anew; the chosen clips stay chosen."
-        s, clips, rows = self.look()
-        chosen = [self.drawn[m.value] if m.value >= 0 else None for m in (self.video, self.audio)]
-        if [c.id for c in clips] != self.drawn:
-            self.drawn = [c.id for c in clips]
-            for menu, was in zip((self.video, self.audio), chosen):
-                menu.options = [("-", -1), *((f"{c.id} ({c.emotion or 'unlabelled'})", i) for i, c in enumerate(clips))]
-                menu.value = self.drawn.index(was) if was in self.drawn else -1
-        self.words.value = numbers_html(s)
+@patch
+def _click(self: AlignmentPanel) -> None:
+    if cell := clicked_cell(self.picture.place, self.axs, len(self.drawn)):
+        self.video.value, self.audio.value = cell
         self.draw_choice()
-        self.draw_map()
 
-    def draw_choice(self) -> None:
-        "Draw the matrix with the chosen cell, and play it."
-        s, clips, rows = self.look()
-        self.draw_matrix(s, clips, rows)
-        self.play(s, clips)
+# %% ../nbs/22b_similarity.ipynb #4dc537ed
+@patch
+def look(self: AlignmentPanel) -> tuple[Snapshot, list[Clip], np.ndarray]:
+    "What is drawn: vectors of the drawn clips in their order, the clips, their rows among the part's."
+    s, clips = self.looks.at(self.part.value, self.moment.value, self.who.value), self.looks.clips(self.part.value)
+    rows = spread_rows(len(clips), self.number.value)
+    rows = rows[clip_order([clips[i] for i in rows], s.v[rows], s.a[rows], self.order.value, self.run.task.classes)]
+    return s._replace(v=s.v[rows], a=s.a[rows], own=s.own[rows]), [clips[i] for i in rows], rows
 
-    def draw_matrix(self, s: Snapshot, clips: list[Clip], rows: np.ndarray) -> None:
-        "Draw one matrix or two."
-        sim, groups, two = s.v @ s.a.T, group_names(clips, "speaker" if self.order.value == "speaker" else "class"), 1 + self.matched.value
-        chosen = (self.video.value, self.audio.value) if min(self.video.value, self.audio.value) >= 0 else None
-        more = dict(outlined=hard_pairs(s.v, s.a, self.temperature.value, self.negatives.value), chosen=chosen)
-        title = f"{self.moment.label}, {'before training' if s.stage == 'start' else self.who.value}"
-        left = dict(m=sim) if self.colour.value == "cosine" else dict(m=softmax(sim / self.temperature.value, 1), label="share of the row")
-        right, why = None, ""
-        try: right = dict(m=self.matching(rows), label="probability of 'same clip'", vmin=0, vmax=1, title="matching head") if self.matched.value else None
-        except ValueError as e: why = f"The matching head's matrix:\n{e}"
-        key = (groups, two, right is None, [c.id for c in clips])
-        if key != self.axes_of:
-            fig, axs = plt.subplots(1, two, figsize=(5.7 * two, 4.7), squeeze=False, layout="none", dpi=80)
-            fig.subplots_adjust(left=0.18 / two, right=1 - 0.02 / two, bottom=0.2, top=0.93, wspace=0.34)  # a layout that is sought takes as long as the drawing
-            self.axs, self.axes_of = [show_similarity(ax=ax, groups=groups, **m) if m else ax for ax, m in zip(axs[0], (left, right))], key
-            if two == 2 and right is None: self.axs[1].axis("off")
-        change_similarity(self.axs[0], title=title, **left, **more)
-        if right: change_similarity(self.axs[1], **right, **more)
-        elif why:
-            for text in self.axs[1].texts: text.remove()
-            self.axs[1].text(0.5, 0.5, why, ha="center", va="center", transform=self.axs[1].transAxes)
-        self.picture.value = png(self.axs[0].figure)
 
-    def matching(self, rows: np.ndarray) -> np.ndarray:  # [N, N] in the order of the rows
-        "The matching head's matrix of the drawn clips."
-        up = np.sort(rows)
-        places = np.searchsorted(up, rows)
-        return self.looks.matching(self.part.value, self.moment.value, self.who.value, up)[np.ix_(places, places)]
+@patch
+def draw(self: AlignmentPanel) -> None:
+    "Draw all of it anew; the chosen clips stay chosen."
+    s, clips, rows = self.look()
+    chosen = [self.drawn[m.value] if m.value >= 0 else None for m in (self.video, self.audio)]
+    if [c.id for c in clips] != self.drawn:
+        self.drawn = [c.id for c in clips]
+        for menu, was in zip((self.video, self.audio), chosen):
+            menu.options = [("-", -1), *((f"{c.id} ({c.emotion or 'unlabelled'})", i) for i, c in enumerate(clips))]
+            menu.value = self.drawn.index(was) if was in self.drawn else -1
+    self.words.value = numbers_html(s)
+    self.draw_choice()
+    self.draw_map()
 
-    def draw_map(self) -> None:
-        "Draw the map."
-        s, clips, _ = self.look()
-        key = (self.part.value, self.moment.value, self.who.value, self.number.value, self.method.value, self.order.value)
-        if key not in self.maps: self.maps[key] = map_points(s.v, s.a, self.method.value)
-        axis = "principal direction" if self.method.value == "PCA" else "t-SNE place (no unit)"
-        fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="none")
-        fig.subplots_adjust(left=0.12, right=0.76, bottom=0.13, top=0.93)
-        show_map(*self.maps[key], group_names(clips, self.paint.value), self.lines.value, axis, f"{self.moment.label}, {len(clips)} clips", ax)
-        self.map.value = png(fig)
 
-    def play(self, s: Snapshot, clips: list[Clip]) -> None:
-        "The chosen cell and the two clips that it is made of, as strips and films."
-        i, j = self.video.value, self.audio.value
-        self.told.value, self.films.children = "Click a cell, or choose a video and a sound, to see and hear them together.", ()
-        if min(i, j) < 0: return
-        trios, sim, n = [("chosen", i, j), ("the video's own", i, i), ("the sound's own", j, j)][:1 if i == j else 3], s.v @ s.a.T, len(clips)
-        def film(title, p, q):
-            place = f"cosine {sim[p, q]:.2f}: sound {1 + (sim[p] > sim[p, q]).sum()} of {n} for this face" + (f"; matching {s.own[p]:.2f}" if p == q else "")
-            words = f"<div style='line-height:1.4'><b>{title}: {html.escape(clips[p].id + (f' with the sound of {clips[q].id}' if p != q else ''))}</b><br>{place}</div>"
-            player = ipywidgets.Video(value=pair_film(self.looks.store, clips[p], clips[q]), format="mp4", autoplay=False, loop=False, width=220)
-            return ipywidgets.VBox([ipywidgets.HTML(words), player], layout=ipywidgets.Layout(width="25em"))
-        self.strips.value = png(show_pairs(self.looks.store, [(title, clips[p], clips[q]) for title, p, q in trios])[0, 0].figure)
-        self.told.value, self.films.children = "", [film(*trio) for trio in trios]
+@patch
+def draw_choice(self: AlignmentPanel) -> None:
+    "Draw the matrix with the chosen cell, and play it."
+    s, clips, rows = self.look()
+    self.draw_matrix(s, clips, rows)
+    self.play(s, clips)
+
+# %% ../nbs/22b_similarity.ipynb #8121105b
+@patch
+def draw_matrix(self: AlignmentPanel, s: Snapshot, clips: list[Clip], rows: np.ndarray) -> None:
+    "Draw one matrix or two."
+    sim, groups, two = s.v @ s.a.T, group_names(clips, "speaker" if self.order.value == "speaker" else "class"), 1 + self.matched.value
+    chosen = (self.video.value, self.audio.value) if min(self.video.value, self.audio.value) >= 0 else None
+    more = dict(outlined=hard_pairs(s.v, s.a, self.temperature.value, self.negatives.value), chosen=chosen)
+    title = f"{self.moment.label}, {'before training' if s.stage == 'start' else self.who.value}"
+    left = dict(m=sim) if self.colour.value == "cosine" else dict(m=softmax(sim / self.temperature.value, 1), label="share of the row")
+    right, why = None, ""
+    try: right = dict(m=self.matching(rows), label="probability of 'same clip'", vmin=0, vmax=1, title="matching head") if self.matched.value else None
+    except ValueError as e: why = f"The matching head's matrix:\n{e}"
+    key = (groups, two, right is None, [c.id for c in clips])
+    if key != self.axes_of:
+        fig, axs = plt.subplots(1, two, figsize=(5.7 * two, 4.7), squeeze=False, layout="none", dpi=80)
+        fig.subplots_adjust(left=0.18 / two, right=1 - 0.02 / two, bottom=0.2, top=0.93, wspace=0.34)  # a layout that is sought takes as long as the drawing
+        self.axs, self.axes_of = [show_similarity(ax=ax, groups=groups, **m) if m else ax for ax, m in zip(axs[0], (left, right))], key
+        if two == 2 and right is None: self.axs[1].axis("off")
+    change_similarity(self.axs[0], title=title, **left, **more)
+    if right: change_similarity(self.axs[1], **right, **more)
+    elif why:
+        for text in self.axs[1].texts: text.remove()
+        self.axs[1].text(0.5, 0.5, why, ha="center", va="center", transform=self.axs[1].transAxes)
+    self.picture.value = png(self.axs[0].figure)
+
+
+@patch
+def matching(self: AlignmentPanel, rows: np.ndarray) -> np.ndarray:  # [N, N] in the order of the rows
+    "The matching head's matrix of the drawn clips."
+    up = np.sort(rows)
+    places = np.searchsorted(up, rows)
+    return self.looks.matching(self.part.value, self.moment.value, self.who.value, up)[np.ix_(places, places)]
+
+# %% ../nbs/22b_similarity.ipynb #d9ecc3f9
+@patch
+def draw_map(self: AlignmentPanel) -> None:
+    "Draw the map."
+    s, clips, _ = self.look()
+    key = (self.part.value, self.moment.value, self.who.value, self.number.value, self.method.value, self.order.value)
+    if key not in self.maps: self.maps[key] = map_points(s.v, s.a, self.method.value)
+    axis = "principal direction" if self.method.value == "PCA" else "t-SNE place (no unit)"
+    fig, ax = plt.subplots(figsize=(6.4, 4.2), layout="none")
+    fig.subplots_adjust(left=0.12, right=0.76, bottom=0.13, top=0.93)
+    show_map(*self.maps[key], group_names(clips, self.paint.value), self.lines.value, axis, f"{self.moment.label}, {len(clips)} clips", ax)
+    self.map.value = png(fig)
+
+
+@patch
+def play(self: AlignmentPanel, s: Snapshot, clips: list[Clip]) -> None:
+    "The chosen cell and the two clips that it is made of, as strips and films."
+    i, j = self.video.value, self.audio.value
+    self.told.value, self.films.children = "Click a cell, or choose a video and a sound, to see and hear them together.", ()
+    if min(i, j) < 0: return
+    trios, sim, n = [("chosen", i, j), ("the video's own", i, i), ("the sound's own", j, j)][:1 if i == j else 3], s.v @ s.a.T, len(clips)
+    def film(title, p, q):
+        place = f"cosine {sim[p, q]:.2f}: sound {1 + (sim[p] > sim[p, q]).sum()} of {n} for this face" + (f"; matching {s.own[p]:.2f}" if p == q else "")
+        words = f"<div style='line-height:1.4'><b>{title}: {html.escape(clips[p].id + (f' with the sound of {clips[q].id}' if p != q else ''))}</b><br>{place}</div>"
+        player = ipywidgets.Video(value=pair_film(self.looks.store, clips[p], clips[q]), format="mp4", autoplay=False, loop=False, width=220)
+        return ipywidgets.VBox([ipywidgets.HTML(words), player], layout=ipywidgets.Layout(width="25em"))
+    self.strips.value = png(show_pairs(self.looks.store, [(title, clips[p], clips[q]) for title, p, q in trios])[0, 0].figure)
+    self.told.value, self.films.children = "", [film(*trio) for trio in trios]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -228,108 +229,128 @@ class PredictPanel:
         self.clear()
         self.view = ipywidgets.VBox([ipywidgets.HBox([self.upload, self.path, self.keep]), self.says, self.listed, self.pictures["answer"], self.pictures["over_time"], self.moment, self.pictures["attention"]])
 
-    def clear(self) -> None:
-        "Forget the last answer."
-        self.rows, self.found, self.windowed, self.media, self.store, self.clip, self.name = pd.DataFrame(), None, None, None, None, None, ""
-        self.listed.value, self.moment.layout.display, self.keep.layout.display = "", "none", "none"
-        for picture in self.pictures.values(): picture.layout.display = "none"
+# %% ../nbs/20d_windows.ipynb #651200b9
+@patch
+def clear(self: PredictPanel) -> None:
+    "Forget the last answer."
+    self.rows, self.found, self.windowed, self.media, self.store, self.clip, self.name = pd.DataFrame(), None, None, None, None, None, ""
+    self.listed.value, self.moment.layout.display, self.keep.layout.display = "", "none", "none"
+    for picture in self.pictures.values(): picture.layout.display = "none"
 
-    def take(self, sent: dict[str, Any]) -> None:  # sent: name and content of a file
-        "Answer about a file that was sent by the browser."
-        with tempfile.TemporaryDirectory() as tmp:
-            path = Path(tmp, Path(sent["name"]).name)
-            path.write_bytes(sent["content"])
-            self.ask(path)
 
-    def ask(self, path: str | Path) -> None:
-        "Answer about a file or a folder. Nothing is raised: what is wrong is said."
-        self.clear()
-        path = find_file(path)
-        try:
-            if not path.exists(): raise FileNotFoundError(f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder")
-            paths = list_videos(path) if path.is_dir() else [path]
-            if not paths: raise FileNotFoundError(f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
-            self.says.value = f"reading {path.name} ..."
-            self.recognizer = self.recognizer or Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
-            self.answer(paths, path)
-        except (OSError, ValueError) as e: self.says.value = f"<b>{_plain(e)}</b>"
+@patch
+def take(self: PredictPanel, sent: dict[str, Any]) -> None:  # sent: name and content of a file
+    "Answer about a file that was sent by the browser."
+    with tempfile.TemporaryDirectory() as tmp:
+        path = Path(tmp, Path(sent["name"]).name)
+        path.write_bytes(sent["content"])
+        self.ask(path)
 
-    def answer(self, paths: list[Path], asked: Path) -> None:
-        "Read, predict and draw."
-        model, task = self.recognizer, self.recognizer.task
-        with tempfile.TemporaryDirectory() as tmp:
-            store = model.open(paths, tmp, processes=1 if len(paths) < 8 else 0)
-            found = model.look(store) if store.usable() else None
-            self.rows, self.keep.layout.display = model.table(store, found), ""
-            if asked.is_dir():
-                bad = self.rows["status"].eq("failed").sum()
-                self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row." if bad else ".")
-                words = lambda codes: "; ".join(REASONS[c] for c in codes.split())
-                listed = self.rows.assign(path=[p.relative_to(asked) for p in paths], reason=self.rows["reason"].map(words)).rename(columns=dict(path="file"))
-                self.listed.value = listed.round(2).to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
-                return
-            row = store.ledger.loc[store.clips[0].id]
-            if found is None: raise ValueError(row["detail"] or f"{asked}: {REASONS[row['reason']]}")
-            self.windowed, self.media = predict_windows(model, store, found.clips[0], self.hop)
-            self.store, self.clip, self.found, self.name = store, found.clips[0], found, asked.name
-        self.says.value = self.sentence()
-        self.draw("answer", show_answer(*self.whole(), self.media, task, self.name)[0].figure)
-        self.draw("over_time", next(iter(show_over_time(self.windowed, self.media, task).values())).figure)
-        with self.moment.hold_trait_notifications(): self.moment.max, self.moment.value = len(self.windowed.start), 1
-        self.moment.layout.display = "" if len(self.windowed.start) > 1 else "none"
-        self.show_moment()
 
-    def whole(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # head -> [C] probabilities, head -> [K] values
-        "What each head says of the whole file; NaN where it had nothing to judge."
-        there = dict(video=bool(self.media.jpegs), audio=bool(len(self.media.audio)), fusion=True)
-        blank = lambda h, x: x if there[h] else np.full_like(x, np.nan)
-        return {h: blank(h, self.recognizer.probabilities(self.found.logits[h])[0]) for h in HEADS}, {h: blank(h, self.found.values[h][0]) for h in HEADS}
+@patch
+def ask(self: PredictPanel, path: str | Path) -> None:
+    "Answer about a file or a folder. Nothing is raised: what is wrong is said."
+    self.clear()
+    path = find_file(path)
+    try:
+        if not path.exists(): raise FileNotFoundError(f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder")
+        paths = list_videos(path) if path.is_dir() else [path]
+        if not paths: raise FileNotFoundError(f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
+        self.says.value = f"reading {path.name} ..."
+        self.recognizer = self.recognizer or Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
+        self.answer(paths, path)
+    except (OSError, ValueError) as e: self.says.value = f"<b>{_plain(e)}</b>"
 
-    def sentence(self) -> str:
-        "The answer in words, and what was wrong with the file."
-        (p, v), task, n = self.whole(), self.recognizer.task, len(self.windowed.start)
-        said = [f"{task.classes[p['fusion'].argmax()]}, probability {p['fusion'].max():.2f}"] if task.classes else []
-        said += [f"{name} {x:.2f}" for name, x in zip(task.targets, v["fusion"])]
-        wrong = "".join(f" Note: {REASONS[r]}." for r in self.media.reasons)
-        alone = {"NO_AUDIO": " The audio head had nothing to judge.", "NO_VIDEO": " The video head had nothing to judge."}
-        return f"<b>{_plain(self.name)}: {'; '.join(said)}.</b> {self.media.duration:.1f} s, {n} window{'s' * (n > 1)}.{wrong}{''.join(alone.get(r, '') for r in self.media.reasons)}"
 
-    def show_moment(self) -> None:
-        "Draw where the sound of the chosen window looked in its pictures."
-        if self.windowed is not None: self.draw("attention", self.attention(self.moment.value - 1))
-
-    def attention(self, i: int) -> Figure:  # i: number of the window
-        "The attention of one window, or a sentence where sound or picture is missing."
-        r, when = self.recognizer, f"{self.windowed.start[i]:.1f} to {self.windowed.end[i]:.1f} s"
-        batch = window_batch(r, self.store, self.clip, self.media, [round(self.windowed.start[i] * r.recipe["fps"])]).to(next(r.model.parameters()).device)
-        if batch.paired.all(): return show_attention(r.model, batch, f"where the sound looked, {when}").flat[0].figure
-        fig = plt.figure(figsize=(8, 0.5))
-        fig.text(0.02, 0.4, f"{when}: attention is between sound and picture, and this window has only one of them")
-        return fig
-
-    def draw(self, name: str, figure: Figure) -> None:
-        "Put a figure into its place."
-        png = io.BytesIO()
-        figure.savefig(png, dpi=100)
-        plt.close(figure)
-        self.pictures[name].value, self.pictures[name].layout.display = png.getvalue(), ""
-
-    def save(self) -> list[Path]:  # the files
-        "Write predictions.csv, and of a single file over_time.csv and the figures."
-        if self.rows.empty: return []
-        tables, figures = {"predictions.csv": self.rows}, {}
-        if self.windowed is not None:
-            task, (p, v) = self.recognizer.task, self.whole()
-            tables["over_time.csv"] = self.windowed.table(task)
-            over_time = next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure
-            figures = dict(answer=show_answer(p, v, self.media, task, self.name)[0].figure, over_time=over_time, attention=self.attention(self.moment.value - 1))
-        for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
-        for name, figure in figures.items():
-            save_figure(figure, self.out / f"figures/{name}.png")
-            plt.close(figure)
-        files = [self.out / name for name in tables] + [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
-        self.says.value += f" Written to {_plain(self.out)}: {', '.join(str(f.relative_to(self.out)) for f in files)}."
-        return files
+@patch
+def answer(self: PredictPanel, paths: list[Path], asked: Path) -> None:
+    "Read, predict and draw."
+    model, task = self.recognizer, self.recognizer.task
+    with tempfile.TemporaryDirectory() as tmp:
+        store = model.open(paths, tmp, processes=1 if len(paths) < 8 else 0)
+        found = model.look(store) if store.usable() else None
+        self.rows, self.keep.layout.display = model.table(store, found), ""
+        if asked.is_dir():
+            bad = self.rows["status"].eq("failed").sum()
+            self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row." if bad else ".")
+            words = lambda codes: "; ".join(REASONS[c] for c in codes.split())
+            listed = self.rows.assign(path=[p.relative_to(asked) for p in paths], reason=self.rows["reason"].map(words)).rename(columns=dict(path="file"))
+            self.listed.value = listed.round(2).to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
+            return
+        row = store.ledger.loc[store.clips[0].id]
+        if found is None: raise ValueError(row["detail"] or f"{asked}: {REASONS[row['reason']]}")
+        self.windowed, self.media = predict_windows(model, store, found.clips[0], self.hop)
+        self.store, self.clip, self.found, self.name = store, found.clips[0], found, asked.name
+    self.says.value = self.sentence()
+    self.draw("answer", show_answer(*self.whole(), self.media, task, self.name)[0].figure)
+    self.draw("over_time", next(iter(show_over_time(self.windowed, self.media, task).values())).figure)
+    with self.moment.hold_trait_notifications(): self.moment.max, self.moment.value = len(self.windowed.start), 1
+    self.moment.layout.display = "" if len(self.windowed.start) > 1 else "none"
+    self.show_moment()
 
 
 def _plain(text: object) -> str: return str(text).replace("&", "&amp;").replace("<", "&lt;")
+
+# %% ../nbs/20d_windows.ipynb #e6bad73c
+@patch
+def whole(self: PredictPanel) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # head -> [C] probabilities, head -> [K] values
+    "What each head says of the whole file; NaN where it had nothing to judge."
+    there = dict(video=bool(self.media.jpegs), audio=bool(len(self.media.audio)), fusion=True)
+    blank = lambda h, x: x if there[h] else np.full_like(x, np.nan)
+    return {h: blank(h, self.recognizer.probabilities(self.found.logits[h])[0]) for h in HEADS}, {h: blank(h, self.found.values[h][0]) for h in HEADS}
+
+
+@patch
+def sentence(self: PredictPanel) -> str:
+    "The answer in words, and what was wrong with the file."
+    (p, v), task, n = self.whole(), self.recognizer.task, len(self.windowed.start)
+    said = [f"{task.classes[p['fusion'].argmax()]}, probability {p['fusion'].max():.2f}"] if task.classes else []
+    said += [f"{name} {x:.2f}" for name, x in zip(task.targets, v["fusion"])]
+    wrong = "".join(f" Note: {REASONS[r]}." for r in self.media.reasons)
+    alone = {"NO_AUDIO": " The audio head had nothing to judge.", "NO_VIDEO": " The video head had nothing to judge."}
+    return f"<b>{_plain(self.name)}: {'; '.join(said)}.</b> {self.media.duration:.1f} s, {n} window{'s' * (n > 1)}.{wrong}{''.join(alone.get(r, '') for r in self.media.reasons)}"
+
+
+@patch
+def show_moment(self: PredictPanel) -> None:
+    "Draw where the sound of the chosen window looked in its pictures."
+    if self.windowed is not None: self.draw("attention", self.attention(self.moment.value - 1))
+
+
+@patch
+def attention(self: PredictPanel, i: int) -> Figure:  # i: number of the window
+    "The attention of one window, or a sentence where sound or picture is missing."
+    r, when = self.recognizer, f"{self.windowed.start[i]:.1f} to {self.windowed.end[i]:.1f} s"
+    batch = window_batch(r, self.store, self.clip, self.media, [round(self.windowed.start[i] * r.recipe["fps"])]).to(next(r.model.parameters()).device)
+    if batch.paired.all(): return show_attention(r.model, batch, f"where the sound looked, {when}").flat[0].figure
+    fig = plt.figure(figsize=(8, 0.5))
+    fig.text(0.02, 0.4, f"{when}: attention is between sound and picture, and this window has only one of them")
+    return fig
+
+
+@patch
+def draw(self: PredictPanel, name: str, figure: Figure) -> None:
+    "Put a figure into its place."
+    png = io.BytesIO()
+    figure.savefig(png, dpi=100)
+    plt.close(figure)
+    self.pictures[name].value, self.pictures[name].layout.display = png.getvalue(), ""
+
+# %% ../nbs/20d_windows.ipynb #9a1424cd
+@patch
+def save(self: PredictPanel) -> list[Path]:  # the files
+    "Write predictions.csv, and of a single file over_time.csv and the figures."
+    if self.rows.empty: return []
+    tables, figures = {"predictions.csv": self.rows}, {}
+    if self.windowed is not None:
+        task, (p, v) = self.recognizer.task, self.whole()
+        tables["over_time.csv"] = self.windowed.table(task)
+        over_time = next(iter(show_over_time(self.windowed, self.media, task, self.name).values())).figure
+        figures = dict(answer=show_answer(p, v, self.media, task, self.name)[0].figure, over_time=over_time, attention=self.attention(self.moment.value - 1))
+    for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
+    for name, figure in figures.items():
+        save_figure(figure, self.out / f"figures/{name}.png")
+        plt.close(figure)
+    files = [self.out / name for name in tables] + [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
+    self.says.value += f" Written to {_plain(self.out)}: {', '.join(str(f.relative_to(self.out)) for f in files)}."
+    return files
