@@ -309,6 +309,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vat_nb.metrics.f1_interval': ('metrics.html#f1_interval', 'vat_nb/metrics.py'),
                                 'vat_nb.metrics.f1_of_draws': ('metrics.html#f1_of_draws', 'vat_nb/metrics.py'),
                                 'vat_nb.metrics.interval': ('metrics.html#interval', 'vat_nb/metrics.py'),
+                                'vat_nb.metrics.macro_precision': ('metrics.html#macro_precision', 'vat_nb/metrics.py'),
                                 'vat_nb.metrics.negative_log_likelihood': ('metrics.html#negative_log_likelihood', 'vat_nb/metrics.py'),
                                 'vat_nb.metrics.paired_interval': ('metrics.html#paired_interval', 'vat_nb/metrics.py'),
                                 'vat_nb.metrics.recall_at': ('metrics.html#recall_at', 'vat_nb/metrics.py'),
