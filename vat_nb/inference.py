@@ -23,7 +23,7 @@ from .core import Batch, Clip, check_parameters, find_settings, write_atomically
 from .corrupt import CONDITIONS, Condition, Noise, babble, clip_rng
 from .loading import make_loader
 from .media import SAMPLE_RATE
-from .metrics import class_scores, f1_interval, interval, macro_precision, scores, target_scores
+from .metrics import class_scores, f1_interval, interval, scores, target_scores
 from .model import VAT, build_vat
 from .preprocess import Store, open_store, preprocess
 from .releases import Task, read_task
@@ -122,8 +122,7 @@ def score_interval(
     y, p, t, v = y[known], p[known], t[known], v[known]
     value = scores(y, p, t, v).get(name, np.nan)
     if name in ("f1", "combined"): return value, *(f1_interval(y, p) if name == "f1" else f1_interval(y, p, t, v))
-    if name == "macro_precision": return value, *interval(lambda rows: macro_precision(y[rows], p[rows]), len(y), draws=draws)  # alone: the other scores of classes take long
-    of, a, b = (target_scores, t, v) if name in target_scores(t, v) else (class_scores, y, p)  # only the half that holds the score is drawn
+    of, a, b = (target_scores, t, v) if name in target_scores(t, v) else (partial(class_scores, names=(name,)), y, p)  # only what holds the score is drawn: the other scores of classes take long
     return value, *interval(lambda rows: of(a[rows], b[rows])[name], len(y), draws=draws)
 
 # %% ../nbs/19_inference.ipynb #aab09fff
