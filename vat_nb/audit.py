@@ -25,7 +25,7 @@ from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import interval
 from .model import VAT
 from .preprocess import Store, write_stored
-from .show import new_axes, show_wave
+from .show import error_line, new_axes, show_wave
 from .similarity import MODELS, Looks, pair_film, png
 from .snapshots import Run, Snapshot, take_snapshot
 
@@ -260,7 +260,7 @@ def _try(self: AuditPanel, *steps: Callable) -> Callable:
         self.busy, self.said.value = True, ""
         try:
             for step in steps: step()
-        except Exception as e: self.said.value, self.rows.children = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>", ()
+        except Exception as e: self.said.value, self.rows.children = error_line(e), ()
         finally: self.busy = False
     return act
 

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 from IPython.display import display
 from .checkpoint import WARNING, load_weights
 from .core import literal, notebook_recipe
-from .experiment import check_recipe, finetune, new_model, open_release, pretrain, split_clips, watched_clips
+from .experiment import accelerator_of, check_recipe, finetune, new_model, open_release, pretrain, split_clips, watched_clips
 from .snapshots import choose_clips, keep_run
-from .training import make_accelerator, start_trackers, student_weights
+from .training import start_trackers, student_weights
 
 # %% ../nbs/23_launch.ipynb #b347a018
 def train_stages(
@@ -50,7 +50,7 @@ def main(
     parser = argparse.ArgumentParser("vat_nb.launch", description="Train as nbs/train.ipynb does, without figures; run the notebook afterwards to score and draw.")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a recipe value, see settings.ini")
     recipe = check_recipe(notebook_recipe(dict(dataset="demo") | {k: literal(v) for k, v in parser.parse_args(words).p}))
-    accelerator = make_accelerator(recipe["device"], recipe["seed"], recipe["trackers"], recipe["out"], recipe["precision"])
+    accelerator = accelerator_of(recipe)
     start_trackers(accelerator, recipe)
     train_stages(recipe, accelerator)
     accelerator.end_training()

@@ -40,7 +40,7 @@ from .media import SAMPLE_RATE
 from .model import VAT
 from .preprocess import Store
 from .releases import Task
-from .show import MATRIX, save_figure, show_logmel, show_wave
+from .show import MATRIX, error_line, save_figure, show_logmel, show_wave
 from .synth import CODECS
 
 # %% ../nbs/20c_saliency.ipynb #5a183e2c
@@ -638,7 +638,7 @@ def _told(self: AttentionPanel, act: Callable[[], object]) -> None:
     "Do something; what goes wrong is told."
     try: act()
     except Exception as e:  # whatever it is, the reader of a notebook needs a sentence and not a traceback
-        self.words.value = f'<b style="color:#a33c00">{html.escape(str(e).strip() or type(e).__name__)}</b>'
+        self.words.value = error_line(e)
         self.figure.value = self.face.value = self.film.value = ""
         self.heads.value, self.shown = b"", None
 

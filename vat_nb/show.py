@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'GAUGES', 'set_style', 'new_axes', 'show_matrix', 'show_frames', 'show_wave',
            'show_logmel', 'show_curves', 'show_intervals', 'progress_curves', 'show_progress', 'Panel', 'show_page',
-           'save_figure']
+           'save_figure', 'error_line']
 
 # %% ../nbs/01_show.ipynb #476986d0
-import math
+import html, math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -216,3 +216,9 @@ def save_figure(
     axes = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     figure = axes.figure if isinstance(axes, Axes) else axes
     for suffix in (".png", ".svg"): figure.figure.savefig(path.with_suffix(suffix), dpi=110)  # of a part of a figure, the whole
+
+# %% ../nbs/01_show.ipynb #0b234270
+def error_line(error: Exception) -> str:  # HTML
+    "What went wrong, as a line of a panel."
+    words = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+    return f'<b style="color:#a33c00">{html.escape(words)}</b>'

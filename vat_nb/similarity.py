@@ -31,7 +31,7 @@ from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
 from .preprocess import Store
-from .show import MATRIX, PALETTE, new_axes, show_frames, show_wave
+from .show import MATRIX, PALETTE, error_line, new_axes, show_frames, show_wave
 from .snapshots import Run, Snapshot, choose_clips, run_model, take_snapshot
 from .speaker import against_speakers
 from .training import load_tensors, save_tensors
@@ -542,7 +542,7 @@ def _try(self: AlignmentPanel, *steps: Callable) -> Callable:
         self.busy, self.said.value = True, ""
         try:
             for step in steps: step()
-        except Exception as e: self.said.value = f"<b>{html.escape(str(e) if isinstance(e, ValueError) else f'{type(e).__name__}: {e}')}</b>"
+        except Exception as e: self.said.value = error_line(e)
         finally: self.busy = False
     return act
 

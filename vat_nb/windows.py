@@ -7,7 +7,7 @@ __all__ = ['sliding_starts', 'Windowed', 'judge_windows', 'window_batch', 'predi
            'show_over_time', 'show_answer', 'find_file', 'choose_model', 'PredictPanel']
 
 # %% ../nbs/20d_windows.ipynb #c8db231d
-import io, math, tempfile
+import html, io, math, tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
 from .releases import SUFFIXES, Task, list_videos
 from .saliency import show_attention
-from .show import MATRIX, PALETTE, save_figure, show_frames, show_matrix, show_wave
+from .show import MATRIX, PALETTE, error_line, save_figure, show_frames, show_matrix, show_wave
 
 # %% ../nbs/20d_windows.ipynb #96e1fad6
 def sliding_starts(
@@ -259,7 +259,7 @@ def ask(self: PredictPanel, path: str | Path) -> None:
         self.says.value = f"reading {path.name} ..."
         self.recognizer = self.recognizer or Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
         self.answer(paths, path)
-    except (OSError, ValueError) as e: self.says.value = f"<b>{_plain(e)}</b>"
+    except (OSError, ValueError) as e: self.says.value = error_line(e)
 
 
 @patch
@@ -272,7 +272,7 @@ def answer(self: PredictPanel, paths: list[Path], asked: Path) -> None:
         self.rows, self.keep.layout.display = model.table(store, found), ""
         if asked.is_dir():
             bad = self.rows["status"].eq("failed").sum()
-            self.says.value = f"{len(paths)} files of {_plain(asked)}" + (f"; {bad} could not be read, the reason stands in their row." if bad else ".")
+            self.says.value = f"{len(paths)} files of {html.escape(str(asked))}" + (f"; {bad} could not be read, the reason stands in their row." if bad else ".")
             words = lambda codes: "; ".join(REASONS[c] for c in codes.split())
             listed = self.rows.assign(path=[p.relative_to(asked) for p in paths], reason=self.rows["reason"].map(words)).rename(columns=dict(path="file"))
             self.listed.value = listed.round(2).to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
@@ -287,9 +287,6 @@ def answer(self: PredictPanel, paths: list[Path], asked: Path) -> None:
     with self.moment.hold_trait_notifications(): self.moment.max, self.moment.value = len(self.windowed.start), 1
     self.moment.layout.display = "" if len(self.windowed.start) > 1 else "none"
     self.show_moment()
-
-
-def _plain(text: object) -> str: return str(text).replace("&", "&amp;").replace("<", "&lt;")
 
 # %% ../nbs/20d_windows.ipynb #e6bad73c
 @patch
@@ -308,7 +305,7 @@ def sentence(self: PredictPanel) -> str:
     said += [f"{name} {x:.2f}" for name, x in zip(task.targets, v["fusion"])]
     wrong = "".join(f" Note: {REASONS[r]}." for r in self.media.reasons)
     alone = {"NO_AUDIO": " The audio head had nothing to judge.", "NO_VIDEO": " The video head had nothing to judge."}
-    return f"<b>{_plain(self.name)}: {'; '.join(said)}.</b> {self.media.duration:.1f} s, {n} window{'s' * (n > 1)}.{wrong}{''.join(alone.get(r, '') for r in self.media.reasons)}"
+    return f"<b>{html.escape(self.name)}: {'; '.join(said)}.</b> {self.media.duration:.1f} s, {n} window{'s' * (n > 1)}.{wrong}{''.join(alone.get(r, '') for r in self.media.reasons)}"
 
 
 @patch
@@ -352,5 +349,5 @@ def save(self: PredictPanel) -> list[Path]:  # the files
         save_figure(figure, self.out / f"figures/{name}.png")
         plt.close(figure)
     files = [self.out / name for name in tables] + [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
-    self.says.value += f" Written to {_plain(self.out)}: {', '.join(str(f.relative_to(self.out)) for f in files)}."
+    self.says.value += f" Written to {html.escape(str(self.out))}: {', '.join(str(f.relative_to(self.out)) for f in files)}."
     return files
