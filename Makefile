@@ -11,7 +11,8 @@ DATASET ?= demo
 P ?=
 VENV := .venv
 BIN := $(VENV)/bin
-OUT := runs/$(DATASET)
+# the executed notebook lies beside its results, in the folder that P names (-p out FOLDER), if it names one
+OUT := $(or $(patsubst @%,%,$(filter @%,$(subst -p out ,@,$(P)))),runs/$(DATASET))
 
 .PHONY: setup train preprocess results benchmark crossval ablation semisupervised sweep soak alignment audit test lab docs export readme figures clean
 

@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from vat_nb.core import Clip
 from vat_nb.explore import show_alignment
-from vat_nb.inference import Predictions, Recognizer, predict
+from vat_nb.inference import Predictions, predict
 from vat_nb.loading import make_loader
 from vat_nb.metrics import recall_at
 from vat_nb.preprocess import open_store
+from vat_nb.recognizer import Recognizer
 from vat_nb.releases import MER23, Task
 from vat_nb.show import save_figure, set_style
 from vat_nb.synth import plan_demo

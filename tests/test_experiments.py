@@ -79,7 +79,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     assert code != 0 and "set weight_masked to 0" in printed
     _, _, out = papermill(tmp_path, *where, *FAST, *encoders, "cache_features=True", "augment_image=0.0", "augment_wave=0.0", check=True)
     assert json.loads((out / "metrics.json").read_text())["recipe"]["video_encoder"] == names["vit"]
-    from vat_nb.inference import Recognizer
+    from vat_nb.recognizer import Recognizer
     model = Recognizer.from_pretrained(str(out / "checkpoint"))
     video = next(small_release.rglob("*.mp4"))
     row = model.predict([video]).iloc[0]
@@ -88,7 +88,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
 
 def test_one_line_predicts(small_release, tmp_path):
     import torch
-    from vat_nb.inference import BUILDING, Recognizer
+    from vat_nb.recognizer import BUILDING, Recognizer
     from vat_nb.model import build_vat
     from vat_nb.releases import MER23
     torch.manual_seed(0)

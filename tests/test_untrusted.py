@@ -129,7 +129,7 @@ FORGED = dict(
 @pytest.mark.parametrize("kind", FORGED)
 def test_forged_files_are_no_checkpoints(tmp_path, kind):
     from vat_nb.checkpoint import load_tensors
-    from vat_nb.inference import Recognizer
+    from vat_nb.recognizer import Recognizer
     from vat_nb.preprocess import read_stored
     path = tmp_path / "model.safetensors"
     path.write_bytes(FORGED[kind])
@@ -143,7 +143,7 @@ def test_nothing_is_unpickled(store, tmp_path, how):
     "Under every name that the kit loads, a pickle is a file that it does not know."
     from vat_nb.checkpoint import Checkpoints, load_tensors
     from vat_nb.ensemble import load_predictions
-    from vat_nb.inference import Recognizer
+    from vat_nb.recognizer import Recognizer
     from vat_nb.preprocess import open_store
     from vat_nb.training import student_weights
     path, harm = tmp_path / "model.safetensors", Harm(tmp_path / "harm")
@@ -182,7 +182,7 @@ def saved(model, tmp_path):
 
 
 def test_a_model_is_loaded_whatever_its_config_json_says(saved):
-    from vat_nb.inference import Recognizer
+    from vat_nb.recognizer import Recognizer
     folder = saved()
     for text in ("[]", DEEP, '{"task": 7, "recipe": {"image": 1000000000}}'):
         (folder / "config.json").write_text(text)
@@ -196,9 +196,9 @@ def test_a_model_is_loaded_whatever_its_config_json_says(saved):
     (dict(tune="hard"), "tune cannot be 'hard'"), (dict(video_encoder=["hf:x"]), "video_encoder cannot be"), (dict(faces=3), "faces cannot be 3"),
     (dict(tubelet=10**9), "tubelet cannot be 1000000000"), (dict(tubelet="two"), "tubelet cannot be 'two'")])
 def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
-    import vat_nb.inference as inference
-    monkeypatch.setattr(inference, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
-    with pytest.raises(ValueError) as e: inference.Recognizer.from_pretrained(saved(recipe))
+    import vat_nb.recognizer as recognizer
+    monkeypatch.setattr(recognizer, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
+    with pytest.raises(ValueError) as e: recognizer.Recognizer.from_pretrained(saved(recipe))
     assert says in str(e.value) and "model.safetensors" in str(e.value)
 
 
@@ -208,18 +208,18 @@ def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
     (dict(task=dict(classes=["a"], evil="x")), "describes no task"),
     (dict(temperature="hot"), "temperature cannot be 'hot'"), (dict(temperature=0.0), "temperature cannot be 0.0"), (dict(temperature=float("nan")), "temperature cannot be nan")])
 def test_descriptions_that_no_model_has(saved, about, says, monkeypatch):
-    import vat_nb.inference as inference
+    import vat_nb.recognizer as recognizer
     folder = saved()
     from vat_nb.checkpoint import load_tensors, save_tensors
     tensors, said = load_tensors(folder / "model.safetensors")
     save_tensors(folder / "model.safetensors", tensors, said | about)
-    monkeypatch.setattr(inference, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
-    with pytest.raises(ValueError) as e: inference.Recognizer.from_pretrained(folder)
+    monkeypatch.setattr(recognizer, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
+    with pytest.raises(ValueError) as e: recognizer.Recognizer.from_pretrained(folder)
     assert says in str(e.value) and "model.safetensors" in str(e.value)
 
 
 def test_weights_that_are_not_finite_or_of_another_shape(saved, model):
-    from vat_nb.inference import Recognizer
+    from vat_nb.recognizer import Recognizer
     name, w = next((k, v) for k, v in model.state_dict().items() if v.ndim == 2)
     for bad in (torch.nan, torch.inf):
         broken = w.clone()

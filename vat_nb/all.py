@@ -36,6 +36,7 @@ from .checkpoint import *
 from .processes import *
 from .training import *
 from .inference import *
+from .recognizer import *
 from .ensemble import *
 from .baseline import *
 from .explore import *

@@ -16,9 +16,9 @@ from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Clip, find_settings, read_json, write_atomically
 from .experiment import has_both, loader_of
-from .inference import Recognizer, check_building
 from .model import VAT, build_vat
 from .preprocess import Store, append_rows, open_store, write_clips
+from .recognizer import Recognizer, check_building
 from .releases import Task
 from .training import Finetune, Pretrain
 

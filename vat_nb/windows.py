@@ -19,10 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 import seaborn as sns
 from .core import Batch, Clip, find_settings, write_atomically
-from .inference import HEADS, Recognizer, newest_run
+from .inference import HEADS
 from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
+from .recognizer import Recognizer, newest_run
 from .releases import SUFFIXES, Task, list_videos
 from .saliency import show_attention
 from .show import MATRIX, PALETTE, error_line, save_figure, show_frames, show_matrix, show_wave
