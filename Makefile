@@ -70,6 +70,7 @@ figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py
 	for f in alignment attention fine-tuning robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
+	test ! -f runs/demo/figures/benchmark_scaling.png || cp runs/demo/figures/benchmark_scaling.png figures/scaling.png
 
 clean:
 	rm -rf $(VENV) build site *.egg-info vat_nb/__pycache__ .pytest_cache .ruff_cache
