@@ -8,7 +8,7 @@ __all__ = ['window_starts', 'Windows', 'Sample', 'cut_window', 'ClipDataset', 'c
 # %% ../nbs/08_loading.ipynb #b91b6f89
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-import math, os, numpy as np, simplejpeg, torch
+import cv2, math, os, numpy as np, simplejpeg, torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 from torch.utils.data import DataLoader, Dataset, Sampler
 from .core import Batch, Clip, lengths_mask
@@ -113,7 +113,9 @@ def collate(
     video = torch.zeros(len(samples), t, 3, *side, dtype=torch.uint8)
     audio = torch.zeros(len(samples), s, dtype=torch.int16)
     for i, (f, w) in enumerate(zip(frames, waves)):
-        for place, picture in zip(video[i].numpy(), f): place[:] = picture.transpose(2, 0, 1)  # one by one, without a copy of the clip in between
+        for place, picture in zip(video[i].numpy(), f):  # one by one, without a copy of the clip in between
+            if picture.shape != (*side, 3) or picture.dtype != np.uint8: raise ValueError(f"a picture is {picture.dtype} {picture.shape} where the first of its batch is uint8 {(*side, 3)}: all must be alike")
+            cv2.split(picture, [*place])  # four times as fast as turning the axes
         audio[i, :len(w)] = torch.from_numpy(w)
     lengths = lambda xs: torch.tensor([len(x) for x in xs])
     return Batch(video, lengths_mask(lengths(frames), t), audio, lengths_mask(lengths(waves), s), torch.tensor([s.y for s in samples]),
