@@ -170,10 +170,10 @@ def choose_way(
     return ways[table.index[0]], table
 
 # %% ../nbs/19b_ensemble.ipynb #7f4386fc
-def _of_draws(predictions: Predictions, task: Task, name: str) -> Callable:  # [D, N] how often each draw took each clip that counts -> [D] the score
+def _of_draws(predictions: Predictions, task: Task, name: str, head: str = "fusion") -> Callable:  # [D, N] how often each draw took each clip that counts -> [D] the score
     y, t = truth(predictions.clips, task)
     known = _known(predictions, task, name)
-    y, t, p, v = y[known], t[known], predictions.logits["fusion"][known], predictions.values["fusion"][known]
+    y, t, p, v = y[known], t[known], predictions.logits[head][known], predictions.values[head][known]
     if name == "f1": return lambda taken: f1_of_draws(taken, y, p)
     if name == "combined": return lambda taken: f1_of_draws(taken, y, p, t, v)
     return each_draw(lambda rows: scores(y[rows], p[rows], t[rows], v[rows])[name])
@@ -189,12 +189,13 @@ def compare(
     b: Sequence[Predictions],  # of the other, seeds in the same order
     task: Task,
     name: str | None = None,  # of the score; None is the one that ranks
+    head: str = "fusion",
 ) -> tuple[float, float, float]:  # mean difference a - b, low, high
-    "How much better the fused head of the first of two recipes is, over the labelled clips. Raises ValueError when clips or seeds do not pair."
+    "How much better one head of the first of two recipes is, over the labelled clips. Raises ValueError when clips or seeds do not pair."
     ids, name = [c.id for c in a[0].clips], name or main_score(score(a[0], task), task)
     if any([c.id for c in p.clips] != ids for p in [*a, *b]): raise ValueError("recipes are compared on the same clips: predict the same split with both")
     n, draws = int(_known(a[0], task, name).sum()), 2000 if name in ("f1", "combined") else 300
-    return paired_interval([_of_draws(p, task, name) for p in a], [_of_draws(p, task, name) for p in b], n, draws=draws)
+    return paired_interval([_of_draws(p, task, name, head) for p in a], [_of_draws(p, task, name, head) for p in b], n, draws=draws)
 
 
 def mean_score(
