@@ -9,7 +9,6 @@ __all__ = ['WITNESSES', 'VERDICT', 'spoil', 'loudness', 'small_pictures', 'lag_c
 
 # %% ../nbs/22c_audit.ipynb #a48b812e
 import html, math, shutil
-from collections.abc import Callable
 from pathlib import Path
 import cv2, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -25,7 +24,7 @@ from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import interval
 from .model import VAT
 from .preprocess import Store, write_stored
-from .show import error_line, new_axes, show_wave
+from .show import Controls, new_axes, show_wave
 from .similarity import MODELS, Looks, pair_film, png
 from .snapshots import Run, Snapshot, take_snapshot
 
@@ -220,7 +219,7 @@ def read_weights(
     return dict(zip(table["id"], table["weight"].astype(float)))
 
 # %% ../nbs/22c_audit.ipynb #1f2db57b
-class AuditPanel:
+class AuditPanel(Controls):
     "A run's clips, the most suspicious first, to look at, to listen to and to weigh. Show `panel.box`."
 
     def __init__(
@@ -245,24 +244,17 @@ class AuditPanel:
         self.save, self.said, self.rows = w.Button(description="save audit file", button_style="primary"), w.HTML(), w.VBox()
         lines = [(self.part, self.stage, self.who), (self.emotion, self.speaker, self.threshold), (self.page, self.save, self.said), (self.rows,)]
         self.box = w.VBox([w.HBox(line, layout=w.Layout(flex_flow="row wrap")) for line in lines])
-        self.busy = False
-        for c in (self.part, self.stage, self.who): c.observe(self._try(self._fill, self.draw), "value")
-        for c in (self.emotion, self.speaker, self.threshold): c.observe(self._try(self._first, self.draw), "value")
-        self.page.observe(self._try(self.draw), "value")
-        self.save.on_click(self._try(self._save))
-        self._try(self._fill, self.draw)()
+        for c in (self.part, self.stage, self.who): c.observe(self.doing(self._fill, self.draw), "value")
+        for c in (self.emotion, self.speaker, self.threshold): c.observe(self.doing(self._first, self.draw), "value")
+        self.page.observe(self.doing(self.draw), "value")
+        self.save.on_click(self.doing(self._save))
+        self.doing(self._fill, self.draw)()
 
 # %% ../nbs/22c_audit.ipynb #a1172c5b
 @patch
-def _try(self: AuditPanel, *steps: Callable) -> Callable:
-    def act(change=None):  # a control never ends in a traceback
-        if self.busy: return
-        self.busy, self.said.value = True, ""
-        try:
-            for step in steps: step()
-        except Exception as e: self.said.value, self.rows.children = error_line(e), ()
-        finally: self.busy = False
-    return act
+def blank(self: AuditPanel) -> None:
+    "No rows: those of other controls would mislead."
+    self.rows.children = ()
 
 
 @patch

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'GAUGES', 'set_style', 'new_axes', 'show_matrix', 'show_frames', 'show_wave',
            'show_logmel', 'show_curves', 'show_intervals', 'progress_curves', 'show_progress', 'Panel', 'show_page',
-           'save_figure', 'error_line']
+           'save_figure', 'error_line', 'Controls']
 
 # %% ../nbs/01_show.ipynb #476986d0
 import html, math
@@ -222,3 +222,27 @@ def error_line(error: Exception) -> str:  # HTML
     "What went wrong, as a line of a panel."
     words = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
     return f'<b style="color:#a33c00">{html.escape(words)}</b>'
+
+# %% ../nbs/01_show.ipynb #265ff2bc
+class Controls:
+    "Controls whose actions never end in a traceback: what goes wrong is told in `said`, an HTML widget of the panel."
+    busy = False  # whether a control is at work
+
+    def blank(self) -> None:
+        "Take away what no longer fits the controls after a failure; nothing unless a panel says what."
+
+    def doing(
+        self,
+        *steps: Callable[[], object],  # one after another
+    ) -> Callable:  # to be given to a control's observe or on_click
+        "The steps as a control's action."
+        def act(change=None):
+            if self.busy: return  # set by another control, which draws when all is set
+            self.busy, self.said.value = True, ""
+            try:
+                for step in steps: step()
+            except Exception as e:
+                self.said.value = error_line(e)
+                self.blank()
+            finally: self.busy = False
+        return act

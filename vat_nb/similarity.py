@@ -31,7 +31,7 @@ from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
 from .preprocess import Store
-from .show import MATRIX, PALETTE, error_line, new_axes, show_frames, show_wave
+from .show import MATRIX, PALETTE, Controls, new_axes, show_frames, show_wave
 from .snapshots import Run, Snapshot, choose_clips, run_model, take_snapshot
 from .speaker import against_speakers
 from .training import load_tensors, save_tensors
@@ -491,9 +491,9 @@ def numbers_html(
     return f"<table>{''.join(map(row, [(f'{len(s.v)} clips', '<b>video</b>', '<b>audio</b>', ''), *rows]))}</table>"
 
 # %% ../nbs/22b_similarity.ipynb #e557ab75
-class AlignmentPanel:
+class AlignmentPanel(Controls):
     "The matrix of a run with its controls; a cell can be chosen, seen and heard. Show `panel.box`."
-    busy, axes_of = False, None  # whether a control is at work; what the axes were drawn for
+    axes_of = None  # what the axes were drawn for
 
     def __init__(
         self,
@@ -526,25 +526,13 @@ class AlignmentPanel:
 # %% ../nbs/22b_similarity.ipynb #adaab6d5
 @patch
 def _wire(self: AlignmentPanel) -> None:
-    for c in (self.moment, self.who, self.number, self.order): c.observe(self._try(self.draw), "value")
-    for c in (self.negatives, self.colour, self.temperature, self.matched): c.observe(self._try(lambda: self.draw_matrix(*self.look())), "value")
-    for c in (self.video, self.audio): c.observe(self._try(self.draw_choice), "value")
-    for c in (self.method, self.paint, self.lines): c.observe(self._try(self.draw_map), "value")
-    self.part.observe(self._try(self._fill, self.draw), "value")
-    self.picture.observe(self._try(self._click), "place")
-    self._try(self._fill, self.draw)()
-
-
-@patch
-def _try(self: AlignmentPanel, *steps: Callable) -> Callable:
-    def act(change=None):  # a control never ends in a traceback
-        if self.busy: return  # set by another control, which draws when all is set
-        self.busy, self.said.value = True, ""
-        try:
-            for step in steps: step()
-        except Exception as e: self.said.value = error_line(e)
-        finally: self.busy = False
-    return act
+    for c in (self.moment, self.who, self.number, self.order): c.observe(self.doing(self.draw), "value")
+    for c in (self.negatives, self.colour, self.temperature, self.matched): c.observe(self.doing(lambda: self.draw_matrix(*self.look())), "value")
+    for c in (self.video, self.audio): c.observe(self.doing(self.draw_choice), "value")
+    for c in (self.method, self.paint, self.lines): c.observe(self.doing(self.draw_map), "value")
+    self.part.observe(self.doing(self._fill, self.draw), "value")
+    self.picture.observe(self.doing(self._click), "place")
+    self.doing(self._fill, self.draw)()
 
 
 @patch
