@@ -20,6 +20,7 @@ import ipywidgets, matplotlib.pyplot as plt, numpy as np, torch, torch.distribut
 from accelerate import Accelerator, DistributedDataParallelKwargs, skip_first_batches
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from fastcore.basics import patch
 from IPython.display import display
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -103,57 +104,65 @@ class Pretrain(nn.Module):
         "The clips that can be used: those with both modalities."
         return batch if batch.paired.all() else batch.keep(batch.paired)
 
-    @torch.no_grad()
-    def look(self, batch: Batch, alpha: float) -> Known:
-        "Augment a batch and let the teacher see it."
-        batch = self.augment(batch)
-        return Known(batch, self.teacher.encode(batch, self.goals.patch_drop) if len(batch.id) else None)
-
-    @torch.no_grad()
-    def meet(self, known: list[Known]) -> list[Known]:  # the batches of a step
-        "Let the batches of a step, in all processes, know each other."
-        if len(known) == 1 and process_count() == 1: return [known[0]._replace(keys=Keys(known[0].taught.v, known[0].taught.a, known[0].batch.id), share=ALONE)]
-        nothing = torch.zeros(0, self.queue.v.shape[1], device=self.queue.v.device)
-        v, a = (torch.cat([getattr(k.taught, x) if k.taught else nothing for k in known]) for x in "va")
-        (v, a, ids), at = gathered(v, a, torch.cat([k.batch.id for k in known]))
-        starts = np.cumsum([at] + [len(k.batch.id) for k in known])
-        return [k._replace(keys=Keys(v, a, ids, int(start)), share=share) for k, start, share in zip(known, starts, shared(self, known))]
-
-    def counts(self, batch: Batch) -> dict[str, float | Tensor]:
-        "Over how many clips, pairs and hidden patches the parts of the loss are means."
-        hidden, n = 0, len(batch.id)
-        if self.goals.masked and n:
-            heard, ear = nn.functional.pad(batch.amask, (0, -batch.amask.shape[1] % HOP))[:, ::HOP], self.student.audio
-            _, patches = ear.patches(heard[:, None].expand(-1, ear.bands * ear.patch[0], -1), heard)
-            hidden = hidden_count(patches, self.goals.mask_rate).sum()
-        return dict(contrast=n, matching=n * (3 if n and bool((batch.id != batch.id[0]).any()) else 1), masked=hidden)
-
-    def forward(self, batch: Batch | Known, alpha: float) -> Step:  # a batch that is no Known is a step of its own
-        known = batch if isinstance(batch, Known) else self.meet([self.look(batch, alpha)])[0]
-        batch, taught, keys, share = known
-        goals = {k: v for k, v in zip(Goals._fields[:3], self.goals) if v}
-        if not len(batch.id):  # others have clips, and wait for this process's gradient
-            zero = 0 * self.student.temperature
-            if self.keys == "student": zero = zero + 0 * sum(x.sum() for x in gathered(*(keys.v[:0].clone().requires_grad_() for _ in "va"), gradient=True)[0])
-            return Step(zero, {k: zero.detach() for k in goals})
-        seen, losses = self.student.encode(batch, self.goals.patch_drop), {}
-        seen = seen._replace(video=self.student.fusion.read(seen.video))  # once for matching and for the hidden sound
-        partners = tuple(gathered(seen.v, seen.a, gradient=True)[0]) if self.keys == "student" else None
-        vac = contrast(seen.v, seen.a, keys, self.queue, self.student.clamped_temperature(), alpha, partners)
-        if self.goals.contrast: losses["contrast"] = vac.loss
-        if self.goals.matching:
-            pairs, labels = matching_pairs(vac.v2a, vac.a2v, batch.id)
-            losses["matching"] = matching_loss(self.student.match(seen, pairs), labels)
-        if self.goals.masked: losses["masked"] = masked_loss(*imagine(self.student, self.teacher if alpha else None, batch, (seen.video, taught.video), self.goals.mask_rate), alpha)
-        if share is not ALONE: losses = {k: share[k] * v for k, v in losses.items()}
-        return Step(sum(goals[k] * v for k, v in losses.items()), _detached(losses))
-
     def remember(self, known: list[Known]) -> None:  # known: of the step that was taken
         "Put the teacher's vectors into the queue."
         self.queue.enqueue(*known[0].keys[:3])
 
     def reweigh(self, history: list[dict[str, float]]) -> None:
         "Called after each epoch; the weights of pretraining stay."
+
+# %% ../nbs/18_training.ipynb #db02f944
+@patch
+@torch.no_grad()
+def look(self: Pretrain, batch: Batch, alpha: float) -> Known:
+    "Augment a batch and let the teacher see it."
+    batch = self.augment(batch)
+    return Known(batch, self.teacher.encode(batch, self.goals.patch_drop) if len(batch.id) else None)
+
+
+@patch
+@torch.no_grad()
+def meet(self: Pretrain, known: list[Known]) -> list[Known]:  # the batches of a step
+    "Let the batches of a step, in all processes, know each other."
+    if len(known) == 1 and process_count() == 1: return [known[0]._replace(keys=Keys(known[0].taught.v, known[0].taught.a, known[0].batch.id), share=ALONE)]
+    nothing = torch.zeros(0, self.queue.v.shape[1], device=self.queue.v.device)
+    v, a = (torch.cat([getattr(k.taught, x) if k.taught else nothing for k in known]) for x in "va")
+    (v, a, ids), at = gathered(v, a, torch.cat([k.batch.id for k in known]))
+    starts = np.cumsum([at] + [len(k.batch.id) for k in known])
+    return [k._replace(keys=Keys(v, a, ids, int(start)), share=share) for k, start, share in zip(known, starts, shared(self, known))]
+
+# %% ../nbs/18_training.ipynb #bea60fed
+@patch
+def counts(self: Pretrain, batch: Batch) -> dict[str, float | Tensor]:
+    "Over how many clips, pairs and hidden patches the parts of the loss are means."
+    hidden, n = 0, len(batch.id)
+    if self.goals.masked and n:
+        heard, ear = nn.functional.pad(batch.amask, (0, -batch.amask.shape[1] % HOP))[:, ::HOP], self.student.audio
+        _, patches = ear.patches(heard[:, None].expand(-1, ear.bands * ear.patch[0], -1), heard)
+        hidden = hidden_count(patches, self.goals.mask_rate).sum()
+    return dict(contrast=n, matching=n * (3 if n and bool((batch.id != batch.id[0]).any()) else 1), masked=hidden)
+
+# %% ../nbs/18_training.ipynb #b0047521
+@patch
+def forward(self: Pretrain, batch: Batch | Known, alpha: float) -> Step:  # a batch that is no Known is a step of its own
+    known = batch if isinstance(batch, Known) else self.meet([self.look(batch, alpha)])[0]
+    batch, taught, keys, share = known
+    goals = {k: v for k, v in zip(Goals._fields[:3], self.goals) if v}
+    if not len(batch.id):  # others have clips, and wait for this process's gradient
+        zero = 0 * self.student.temperature
+        if self.keys == "student": zero = zero + 0 * sum(x.sum() for x in gathered(*(keys.v[:0].clone().requires_grad_() for _ in "va"), gradient=True)[0])
+        return Step(zero, {k: zero.detach() for k in goals})
+    seen, losses = self.student.encode(batch, self.goals.patch_drop), {}
+    seen = seen._replace(video=self.student.fusion.read(seen.video))  # once for matching and for the hidden sound
+    partners = tuple(gathered(seen.v, seen.a, gradient=True)[0]) if self.keys == "student" else None
+    vac = contrast(seen.v, seen.a, keys, self.queue, self.student.clamped_temperature(), alpha, partners)
+    if self.goals.contrast: losses["contrast"] = vac.loss
+    if self.goals.matching:
+        pairs, labels = matching_pairs(vac.v2a, vac.a2v, batch.id)
+        losses["matching"] = matching_loss(self.student.match(seen, pairs), labels)
+    if self.goals.masked: losses["masked"] = masked_loss(*imagine(self.student, self.teacher if alpha else None, batch, (seen.video, taught.video), self.goals.mask_rate), alpha)
+    if share is not ALONE: losses = {k: share[k] * v for k, v in losses.items()}
+    return Step(sum(goals[k] * v for k, v in losses.items()), _detached(losses))
 
 # %% ../nbs/18_training.ipynb #5d59ca5c
 class Finetune(nn.Module):
@@ -525,7 +534,7 @@ def fit(
     if best: given.student.load_state_dict(best)
     return history
 
-
+# %% ../nbs/18_training.ipynb #faf9a9cf
 def agreed(
     asked: Signals,
     due: bool,  # a state should be saved anyway
