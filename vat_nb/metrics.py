@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, warnings
 from scipy.stats import bootstrap, pearsonr
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss, mean_squared_error, precision_score, top_k_accuracy_score
 
-# %% ../nbs/17_metrics.ipynb #3d63b572
+# %% ../nbs/17_metrics.ipynb #660342cf
 SCORE_NAMES = dict(f1="weighted F1", combined="weighted F1 - 0.25 MSE", macro_precision="macro average precision", pearson="mean Pearson correlation", uar="unweighted average recall")  # how scores are called in words
 
 
@@ -25,7 +25,7 @@ def weighted_f1(
     known = y >= 0
     return f1_score(y[known], p[known].argmax(1), average="weighted", zero_division=0) if known.any() and p.shape[1] else np.nan
 
-
+# %% ../nbs/17_metrics.ipynb #81deccd5
 def average_recall(
     y: np.ndarray,  # [N] class, all labelled
     p: np.ndarray,  # [N, C] probabilities or logits
@@ -44,7 +44,7 @@ def average_area(
     occurs = np.unique(y)  # the area under the curve of a class that never occurs is not defined: left out
     return average_precision_score(y[:, None] == occurs, p[:, occurs], average="macro")
 
-
+# %% ../nbs/17_metrics.ipynb #c0066d02
 CLASS_SCORES = dict(  # of labelled clips: classes [N], probabilities or logits [N, C]
     f1=weighted_f1,
     accuracy=lambda y, p: accuracy_score(y, p.argmax(1)),

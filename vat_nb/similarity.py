@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'CORNERS', 'METHODS', 'KEPT', 'MODELS', 'MATCHED', 'alignment', 'uniformity', 'space_numbers', 'group_names',
-           'clip_order', 'draw_chance', 'hard_pairs', 'shrink', 'group_colours', 'show_similarity', 'change_similarity',
-           'mark_groups', 'matching_matrix', 'map_points', 'show_map', 'movement', 'show_movement', 'pair_film',
+           'clip_order', 'draw_chance', 'hard_pairs', 'shrink', 'group_colours', 'mark_groups', 'show_similarity',
+           'change_similarity', 'matching_matrix', 'map_points', 'show_map', 'movement', 'show_movement', 'pair_film',
            'show_pairs', 'spread_rows', 'Looks', 'fingerprint', 'ClickImage', 'png', 'clicked_cell', 'numbers_html',
            'AlignmentPanel']
 
@@ -128,7 +128,30 @@ def group_colours(names: Sequence[str]) -> dict[str, tuple]:  # names: of groups
     "A colour for each group that occurs, safe for colour-blind readers."
     return dict(zip(dict.fromkeys(names), sns.color_palette(PALETTE, len(set(names)))))
 
-# %% ../nbs/22b_similarity.ipynb #dd129593
+# %% ../nbs/22b_similarity.ipynb #ad7f2567
+def mark_groups(ax: Axes, groups: Sequence[str]) -> None:
+    "Coloured edges that tell each clip's group; lines and names where a group stands together."
+    n, colours = len(groups), group_colours(sorted(groups))
+    starts = [i for i in range(n) if i == 0 or groups[i] != groups[i - 1]]
+    middle, names = [(s + e - 1) / 2 for s, e in zip(starts, [*starts[1:], n])], [groups[s] for s in starts]
+    strip = np.array([colours[g][:3] for g in groups]).reshape(n, 1, 3)
+    for place, picture, box in (((-0.03, 0, 0.02, 1), strip, (0, 1, n - 0.5, -0.5)), ((0, -0.03, 1, 0.02), strip.reshape(1, n, 3), (-0.5, n - 0.5, 0, 1))):
+        edge = ax.inset_axes(place)
+        edge.imshow(picture, aspect="auto", extent=box, interpolation="nearest")
+        edge.axis("off")
+    whole = len(starts) == len(set(groups)) and len(starts) <= 12
+    for s in starts[1:] if whole else ():
+        ax.axhline(s - 0.5, color="w", linewidth=0.7)
+        ax.axvline(s - 0.5, color="w", linewidth=0.7)
+    ax.set_xticks(middle if whole else [], names if whole else [], rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_yticks(middle if whole else [], names if whole else [])
+    ax.tick_params(length=0, pad=9)
+    ax.xaxis.labelpad = ax.yaxis.labelpad = 4 if whole else 14
+    if not whole and len(colours) <= 12:
+        ax.legend(handles=[plt.Line2D([], [], marker="s", linestyle="", color=c, label=g) for g, c in colours.items()], fontsize="x-small", frameon=False,
+                  loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=4, handletextpad=0.1, columnspacing=0.8)
+
+# %% ../nbs/22b_similarity.ipynb #532c0dd1
 def show_similarity(
     m: np.ndarray,  # [N, N] video rows against audio columns, in the order drawn
     groups: Sequence[str],  # [N] class or speaker of each clip, in the same order
@@ -167,29 +190,6 @@ def change_similarity(
     for ring in ax.lines[-2:]: ring.set_data(*([chosen[1]], [chosen[0]]) if chosen else ([], []))
     ax.set_title(title)
     return ax
-
-
-def mark_groups(ax: Axes, groups: Sequence[str]) -> None:
-    "Coloured edges that tell each clip's group; lines and names where a group stands together."
-    n, colours = len(groups), group_colours(sorted(groups))
-    starts = [i for i in range(n) if i == 0 or groups[i] != groups[i - 1]]
-    middle, names = [(s + e - 1) / 2 for s, e in zip(starts, [*starts[1:], n])], [groups[s] for s in starts]
-    strip = np.array([colours[g][:3] for g in groups]).reshape(n, 1, 3)
-    for place, picture, box in (((-0.03, 0, 0.02, 1), strip, (0, 1, n - 0.5, -0.5)), ((0, -0.03, 1, 0.02), strip.reshape(1, n, 3), (-0.5, n - 0.5, 0, 1))):
-        edge = ax.inset_axes(place)
-        edge.imshow(picture, aspect="auto", extent=box, interpolation="nearest")
-        edge.axis("off")
-    whole = len(starts) == len(set(groups)) and len(starts) <= 12
-    for s in starts[1:] if whole else ():
-        ax.axhline(s - 0.5, color="w", linewidth=0.7)
-        ax.axvline(s - 0.5, color="w", linewidth=0.7)
-    ax.set_xticks(middle if whole else [], names if whole else [], rotation=45, ha="right", rotation_mode="anchor")
-    ax.set_yticks(middle if whole else [], names if whole else [])
-    ax.tick_params(length=0, pad=9)
-    ax.xaxis.labelpad = ax.yaxis.labelpad = 4 if whole else 14
-    if not whole and len(colours) <= 12:
-        ax.legend(handles=[plt.Line2D([], [], marker="s", linestyle="", color=c, label=g) for g, c in colours.items()], fontsize="x-small", frameon=False,
-                  loc="upper center", bbox_to_anchor=(0.5, -0.12), ncol=4, handletextpad=0.1, columnspacing=0.8)
 
 # %% ../nbs/22b_similarity.ipynb #221698a6
 @torch.no_grad()

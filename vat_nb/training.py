@@ -189,44 +189,6 @@ class Finetune(nn.Module):
         "What the heads that are taught say."
         return {k: getattr(out, k) for k in self.blend.heads}
 
-    @torch.no_grad()
-    def look(self, batch: Batch, alpha: float) -> Known:
-        "Let the teacher see a batch, if it is asked."
-        return Known(batch, self.heads(self.teacher(batch)) if alpha or self.confidence is not None else None)
-
-    def meet(self, known: list[Known]) -> list[Known]:  # the batches of a step
-        "Let the batches of a step, in all processes, know how much of it they are."
-        return [k._replace(share=share) for k, share in zip(known, shared(self, known))]
-
-    def counts(self, batch: Batch) -> dict[str, float | Tensor]:
-        "Over how many labels, targets, clips without a label, and clips, the parts of the loss are means."
-        return dict(classes=(batch.y >= 0).sum(), targets=batch.t.isfinite().sum(), unlabelled=(batch.y < 0).sum(), clips=len(batch.y))
-
-    def forward(self, batch: Batch | Known, alpha: float) -> Step:  # a batch that is no Known is a step of its own
-        known = batch if isinstance(batch, Known) else self.meet([self.look(batch, alpha)])[0]
-        batch, taught, _, share = known
-        seen = self.augment._replace(drop=0.0)(batch)
-        if self.mixup:
-            own, partner = draw_mixup(len(batch.y), self.mixup)
-            seen = mix_clips(seen, own, partner.to(batch.y.device))
-        said = self.heads(self.student(drop_modality(seen, self.augment.drop)))  # after mixing, or a partner would bring back what was dropped
-        std = self.student.heads["fusion"].std
-        def losses_of(y, t, teacher=None, alpha=0.0, smoothing=0.0):  # labels are mixed as the clips were
-            found = head_losses(said, y, t, std, teacher, alpha, smoothing)
-            if not self.mixup: return found
-            teacher = teacher and {k: Scores(*(x[partner] for x in s)) for k, s in teacher.items()}
-            other = head_losses(said, y[partner], t[partner], std, teacher, alpha, smoothing)
-            return {k: own * v + (1 - own) * other[k] for k, v in found.items()}
-        losses = {k: share["targets" if k.endswith("targets") else "classes"] * v for k, v in losses_of(batch.y, batch.t, taught, alpha, self.smoothing).items()}
-        loss, parts = self.blend(losses, share["clips"]), losses | {f"weight {k}": share["clips"] * w for k, w in self.blend.weights(list(losses)).items()}
-        if self.confidence is None: return Step(loss, _detached(parts))
-        unlabelled = batch.y < 0
-        y = self.confidence.labels(taught["fusion"].logits, unlabelled)
-        pseudo = losses_of(y, batch.t[:, :0])
-        sure = share["unlabelled"] * (y >= 0).sum().to(loss.dtype) / unlabelled.sum().clamp(min=1)  # few sure answers count little (Sohn et al. 2020, equation 4)
-        loss = loss + sure * sum(pseudo.values()) / len(pseudo)
-        return Step(loss, _detached(parts | dict(pseudo=sure)))
-
     def remember(self, known: list[Known]) -> None:  # known: of the step that was taken
         "Let the confidence of the teacher's answers set the thresholds."
         if self.confidence is not None: self.confidence.update(*gathered(torch.cat([k.taught["fusion"].logits[k.batch.y < 0] for k in known]))[0])
@@ -234,6 +196,52 @@ class Finetune(nn.Module):
     def reweigh(self, history: list[dict[str, float]]) -> None:  # history: rows of `fit`
         "Let the last epochs set the weights of the heads, if the blend does so."
         self.blend.reweigh(history)
+
+# %% ../nbs/18_training.ipynb #3e88e9a3
+@patch
+@torch.no_grad()
+def look(self: Finetune, batch: Batch, alpha: float) -> Known:
+    "Let the teacher see a batch, if it is asked."
+    return Known(batch, self.heads(self.teacher(batch)) if alpha or self.confidence is not None else None)
+
+
+@patch
+def meet(self: Finetune, known: list[Known]) -> list[Known]:  # the batches of a step
+    "Let the batches of a step, in all processes, know how much of it they are."
+    return [k._replace(share=share) for k, share in zip(known, shared(self, known))]
+
+
+@patch
+def counts(self: Finetune, batch: Batch) -> dict[str, float | Tensor]:
+    "Over how many labels, targets, clips without a label, and clips, the parts of the loss are means."
+    return dict(classes=(batch.y >= 0).sum(), targets=batch.t.isfinite().sum(), unlabelled=(batch.y < 0).sum(), clips=len(batch.y))
+
+# %% ../nbs/18_training.ipynb #bc937c8f
+@patch
+def forward(self: Finetune, batch: Batch | Known, alpha: float) -> Step:  # a batch that is no Known is a step of its own
+    known = batch if isinstance(batch, Known) else self.meet([self.look(batch, alpha)])[0]
+    batch, taught, _, share = known
+    seen = self.augment._replace(drop=0.0)(batch)
+    if self.mixup:
+        own, partner = draw_mixup(len(batch.y), self.mixup)
+        seen = mix_clips(seen, own, partner.to(batch.y.device))
+    said = self.heads(self.student(drop_modality(seen, self.augment.drop)))  # after mixing, or a partner would bring back what was dropped
+    std = self.student.heads["fusion"].std
+    def losses_of(y, t, teacher=None, alpha=0.0, smoothing=0.0):  # labels are mixed as the clips were
+        found = head_losses(said, y, t, std, teacher, alpha, smoothing)
+        if not self.mixup: return found
+        teacher = teacher and {k: Scores(*(x[partner] for x in s)) for k, s in teacher.items()}
+        other = head_losses(said, y[partner], t[partner], std, teacher, alpha, smoothing)
+        return {k: own * v + (1 - own) * other[k] for k, v in found.items()}
+    losses = {k: share["targets" if k.endswith("targets") else "classes"] * v for k, v in losses_of(batch.y, batch.t, taught, alpha, self.smoothing).items()}
+    loss, parts = self.blend(losses, share["clips"]), losses | {f"weight {k}": share["clips"] * w for k, w in self.blend.weights(list(losses)).items()}
+    if self.confidence is None: return Step(loss, _detached(parts))
+    unlabelled = batch.y < 0
+    y = self.confidence.labels(taught["fusion"].logits, unlabelled)
+    pseudo = losses_of(y, batch.t[:, :0])
+    sure = share["unlabelled"] * (y >= 0).sum().to(loss.dtype) / unlabelled.sum().clamp(min=1)  # few sure answers count little (Sohn et al. 2020, equation 4)
+    loss = loss + sure * sum(pseudo.values()) / len(pseudo)
+    return Step(loss, _detached(parts | dict(pseudo=sure)))
 
 # %% ../nbs/18_training.ipynb #96470b30
 def lr_at(
