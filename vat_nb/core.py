@@ -14,8 +14,8 @@ if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32', 'Batch', 'Tokens', 'write_atomically',
-           'is_plain', 'read_json', 'ParameterError', 'literal', 'find_settings', 'read_recipe', 'check_parameters',
-           'parameter_names', 'notebook_recipe']
+           'is_plain', 'read_json', 'ParameterError', 'parse_value', 'suggest', 'find_settings', 'read_recipe',
+           'check_parameters', 'parameter_names', 'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class ParameterError(ValueError):
     def _render_traceback_(self) -> list[str]: return [f"{type(self).__name__}: {self}"]  # a notebook shows the sentence alone
 
 
-def literal(
+def parse_value(
     s: str,  # of settings.ini, or of a command line
 ) -> Any:
     "A word as the number, truth value, None, list or text that it means."
@@ -142,7 +142,11 @@ def literal(
     except (ValueError, SyntaxError): return s
 
 
-def _nearest(name: object, among: Iterable) -> str:
+def suggest(
+    name: object,  # as somebody typed it
+    among: Iterable,  # names that exist
+) -> str:
+    "Name the nearest of the names that exist, or all of them."
     among = [str(a) for a in among]
     close = difflib.get_close_matches(str(name), among, 1, 0.5)
     return f"did you mean {close[0]!r}?" if close else f"valid are: {', '.join(among)}"
@@ -177,11 +181,11 @@ def read_recipe(
     ini.read(path, encoding="utf-8")
     names = [s for s in ini.sections() if s != "DEFAULT"]
     def section(name):
-        if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {_nearest(name, names)}")
+        if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {suggest(name, names)}")
         values = dict(ini.items(name, vars=dict(dataset=dataset)))
         return (section(values.pop("like")) if "like" in values else {}) | values
-    defaults = {k: literal(v) for k, v in ini.items("DEFAULT", raw=True)}
-    recipe = {k: literal(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
+    defaults = {k: parse_value(v) for k, v in ini.items("DEFAULT", raw=True)}
+    recipe = {k: parse_value(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
     checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
     return dict(dataset=dataset, **{k: _placed(path.parent, v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
@@ -194,14 +198,14 @@ def check_parameters(
     "Stop at the first unknown name, wrong type or impossible value. Raises ParameterError."
     out = {}
     for name, value in given.items():
-        if name not in recipe: raise ParameterError(f"{where}unknown parameter {name!r}: {_nearest(name, recipe)}")
+        if name not in recipe: raise ParameterError(f"{where}unknown parameter {name!r}: {suggest(name, recipe)}")
         kind = type(recipe[name])
         if kind is float and type(value) is int: value = float(value)
         if value is not None and recipe[name] is not None and type(value) is not kind:
             like = "True or False" if kind is bool else f"a value like {recipe[name]!r}"
             raise ParameterError(f"{where}{name} needs {like}, got {value!r}")
         if name in CHOICES and value not in CHOICES[name]:
-            raise ParameterError(f"{where}{name} cannot be {value!r}: {_nearest(value, CHOICES[name])}")
+            raise ParameterError(f"{where}{name} cannot be {value!r}: {suggest(value, CHOICES[name])}")
         if type(value) in (int, float) and not 0 <= value < float("inf"): raise ParameterError(f"{where}{name} must not be negative or infinite, got {value}")
         out[name] = value
     return out
@@ -224,9 +228,9 @@ def notebook_recipe(
     known = [*read_recipe("demo"), *own]
     given = parameter_names(names["In"]) if "In" in names else set(names)
     for name in given:
-        if name not in known: raise ParameterError(f"unknown parameter {name!r}: {_nearest(name, known)}")
+        if name not in known: raise ParameterError(f"unknown parameter {name!r}: {suggest(name, known)}")
     recipe = read_recipe(names["dataset"]) | own
-    typed = lambda k: literal(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
+    typed = lambda k: parse_value(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: _placed(home, v) if k in PATHS else v for k, v in recipe.items()}

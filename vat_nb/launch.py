@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 from IPython.display import display
 from .checkpoint import WARNING, load_weights
-from .core import literal, notebook_recipe
+from .core import parse_value, notebook_recipe
 from .experiment import accelerator_of, check_recipe, finetune, new_model, open_release, pretrain, split_clips, watched_clips
 from .snapshots import choose_clips, keep_run
 from .training import start_trackers, student_weights
@@ -49,7 +49,7 @@ def main(
     "`python -m vat_nb.launch -p dataset mer23 -p epochs 40`, alone or under torchrun or accelerate launch. Raises ParameterError."
     parser = argparse.ArgumentParser("vat_nb.launch", description="Train as nbs/train.ipynb does, without figures; run the notebook afterwards to score and draw.")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a recipe value, see settings.ini")
-    recipe = check_recipe(notebook_recipe(dict(dataset="demo") | {k: literal(v) for k, v in parser.parse_args(words).p}))
+    recipe = check_recipe(notebook_recipe(dict(dataset="demo") | {k: parse_value(v) for k, v in parser.parse_args(words).p}))
     accelerator = accelerator_of(recipe)
     start_trackers(accelerator, recipe)
     train_stages(recipe, accelerator)
