@@ -89,11 +89,11 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
 def test_one_line_predicts(small_release, tmp_path):
     import torch
     from vat_nb.recognizer import BUILDING, Recognizer
-    from vat_nb.model import build_vat
+    from vat_nb.model import ModelConfig, build_vat
     from vat_nb.releases import MER23
     torch.manual_seed(0)
     recipe = dict.fromkeys(BUILDING) | dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen")
-    Recognizer(build_vat("tiny", 64, 10.0, 6, 1), MER23, recipe).save_pretrained(tmp_path / "runs/mine/checkpoint")
+    Recognizer(build_vat(ModelConfig("tiny", 64, 10.0, 6, 1)), MER23, recipe).save_pretrained(tmp_path / "runs/mine/checkpoint")
     (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
     video = next(small_release.rglob("*.mp4"))
     script = tmp_path / "script.py"  # no __main__ guard: a user's script has none

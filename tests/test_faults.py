@@ -115,7 +115,7 @@ from vat_nb.augment import Augment
 from vat_nb.checkpoint import save_tensors
 from vat_nb.inference import predict, score
 from vat_nb.loading import make_loader
-from vat_nb.model import build_vat
+from vat_nb.model import ModelConfig, build_vat
 from vat_nb.preprocess import open_store
 from vat_nb.training import Finetune, Pretrain, Schedule, fit, make_accelerator
 
@@ -123,7 +123,7 @@ def train(store, out, minutes):
     "Both stages, with a reading process, augmentation, distillation and validation."
     accelerator, augment = make_accelerator("cpu", 3), Augment(0.5, 0.5, 0.2)
     torch.use_deterministic_algorithms(True)
-    model = build_vat("tiny", 64, 10.0, 6, 1)
+    model = build_vat(ModelConfig("tiny", 64, 10.0, 6, 1))
     def loader():
         found = make_loader(store, store.usable("train"), 10, 6, True, workers=1)
         found.multiprocessing_context = "fork"  # a spawned process would import torch at each start

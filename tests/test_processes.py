@@ -19,7 +19,7 @@ from vat_nb.augment import Augment
 from vat_nb.checkpoint import Checkpoints, save_tensors
 from vat_nb.core import Batch, lengths_mask
 from vat_nb.loading import Windows
-from vat_nb.model import build_vat
+from vat_nb.model import ModelConfig, build_vat
 from vat_nb.processes import process_count, process_rank
 from vat_nb.pseudo import Confidence
 from vat_nb.supervise import UncertaintyBlend
@@ -53,7 +53,7 @@ n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last 
 data = clips(n)
 def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
 masking = 1.0 if draws else 0.0
-make = lambda: build_vat("tiny", 32, 12.5, 6, 1, masking=masking)
+make = lambda: build_vat(ModelConfig("tiny", 32, 12.5, 6, 1, masking=masking))
 pre = fill(Pretrain(make(), 30, Goals(1, draws, draws), augment, keys))
 tune = fill(Finetune(make(), UncertaintyBlend(), augment=augment, confidence=Confidence(6, 0.2), mixup=0.4 if draws else 0.0))
 if not draws: pre, tune = (x.eval() for x in (pre, tune))
@@ -73,7 +73,7 @@ def train():
     torch.set_num_threads(1)
     data, accelerator = clips(8), make_accelerator("cpu", 1)
     loader = DataLoader(Rows(), 2, sampler=Windows([4] * 8, 4), collate_fn=lambda items: data.keep(torch.tensor(items)))
-    row = fit(Pretrain(build_vat("tiny", 32, 12.5, 6, 1), 9), loader, accelerator, 1)[0]
+    row = fit(Pretrain(build_vat(ModelConfig("tiny", 32, 12.5, 6, 1)), 9), loader, accelerator, 1)[0]
     print("process", process_rank(), process_count(), row["loss"], flush=True)
     accelerator.end_training()
 

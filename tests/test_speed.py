@@ -10,7 +10,7 @@ from torch import nn
 
 from vat_nb.encoders import Stack, VideoEncoder
 from vat_nb.layers import prepare_blocks
-from vat_nb.model import Fusion, build_vat
+from vat_nb.model import ModelConfig, Fusion, build_vat
 from vat_nb.momentum import make_teacher
 from vat_nb.training import Pretrain, make_accelerator
 
@@ -70,7 +70,7 @@ def test_dropped_patches_leave_the_sequence():
 
 def test_recomputing_changes_no_gradient(benchmark):
     torch.manual_seed(0)
-    objective = Pretrain(build_vat("tiny", 32, 10.0, 6, 1), queue=8)
+    objective = Pretrain(build_vat(ModelConfig("tiny", 32, 10.0, 6, 1)), queue=8)
     batch = benchmark["random_clips"](frames=4, side=32, seconds=1, batch=3)
     def gradients():
         torch.manual_seed(1)

@@ -162,9 +162,9 @@ def test_nothing_is_unpickled(store, tmp_path, how):
 
 @pytest.fixture(scope="module")
 def model():
-    from vat_nb.model import build_vat
+    from vat_nb.model import ModelConfig, build_vat
     torch.manual_seed(0)
-    return build_vat("tiny", 64, 10.0, 6, 1)
+    return build_vat(ModelConfig("tiny", 64, 10.0, 6, 1))
 
 
 @pytest.fixture

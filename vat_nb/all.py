@@ -23,7 +23,15 @@ from .speaker import *
 from .shards import *
 from .layers import *
 from .encoders import *
-from .pretrained import *
+from .weights import *
+from .feature_layout import *
+from .onnx_graphs import *
+from .video_backbones import *
+from .audio_backbones import *
+from .feature_encoder import *
+from .tuning import *
+from .feature_cache import *
+from .feature_loading import *
 from .model import *
 from .align import *
 from .match import *
@@ -36,6 +44,7 @@ from .checkpoint import *
 from .processes import *
 from .training import *
 from .inference import *
+from .inputs import *
 from .recognizer import *
 from .ensemble import *
 from .baseline import *
@@ -43,6 +52,7 @@ from .explore import *
 from .windows import *
 from .saliency import *
 from .experiment import *
+from .retrieval import *
 from .snapshots import *
 from .similarity import *
 from .audit import *

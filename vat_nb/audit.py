@@ -9,6 +9,7 @@ __all__ = ['WITNESSES', 'VERDICT', 'spoil', 'loudness', 'small_pictures', 'lag_c
 
 # %% ../nbs/22c_audit.ipynb #a48b812e
 import html, math, shutil
+from collections.abc import Callable
 from pathlib import Path
 import cv2, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
@@ -17,6 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
+from torch.utils.data import DataLoader
 from .core import Clip, write_atomically
 from .experiment import has_both
 from .loading import make_loader
@@ -150,11 +152,12 @@ def audit_clips(
     frames: int = 16,  # of a window
     batch_size: int = 32,
     sync: pd.DataFrame | None = None,  # of `lip_sync`, where it is known already
+    loader: Callable[[list[Clip]], DataLoader] | None = None,  # batches as the model reads them; None reads clips
 ) -> pd.DataFrame:  # id, split, emotion, speaker, suspicion, matching, cosine, rank, sync, late; the worst first
     "How well each clip's own voice and face match. Raises ValueError when there are fewer than two clips to compare."
     clips = [c for c in clips if has_both(store, c)]
     if len(clips) < 2: raise ValueError("an audit compares clips with each other: choose two or more that have picture and sound")
-    s = model if isinstance(model, Snapshot) else take_snapshot(model, make_loader(store, clips, frames=frames, batch_size=batch_size))
+    s = model if isinstance(model, Snapshot) else take_snapshot(model, loader(clips) if loader else make_loader(store, clips, frames=frames, batch_size=batch_size))
     table = pd.DataFrame([dict(id=c.id, split=c.split, emotion=c.emotion or "unlabelled", speaker=c.speaker or "unknown") for c in clips])
     table["matching"], table["cosine"], table["rank"] = s.own, (s.v * s.a).sum(1), np.nan
     for rows in table.groupby("split").indices.values(): table.loc[rows, "rank"] = contrast_rank(s.v[rows], s.a[rows])

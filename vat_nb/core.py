@@ -13,9 +13,10 @@ import vat_nb
 if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
-__all__ = ['CHOICES', 'PATHS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32', 'Batch', 'Tokens', 'write_atomically',
-           'is_plain', 'read_json', 'ParameterError', 'parse_value', 'suggest', 'find_settings', 'read_recipe',
-           'check_parameters', 'parameter_names', 'notebook_recipe']
+__all__ = ['CHOICES', 'PATHS', 'NAME_OR_NUMBER', 'PAIR', 'PAIR_FACTS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32',
+           'Batch', 'Tokens', 'write_atomically', 'is_plain', 'read_json', 'ParameterError', 'parse_value', 'suggest',
+           'find_settings', 'read_settings', 'encoder_pairs', 'read_recipe', 'check_parameters', 'parameter_names',
+           'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -164,29 +165,56 @@ def find_settings(
 # %% ../nbs/00_core.ipynb #281ea02a
 CHOICES = dict(
     stage=("all", "pretrain", "finetune"), blend=("fixed", "uncertainty", "gradient"), tune=("frozen", "lora", "full"), contrast_keys=("teacher", "student"),
-    size=("mini", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
+    size=("mini", "compact", "tiny", "small", "base"), layout=("mer23", "muse_mimic", "cheavd2", "manifest"))  # names that may be chosen
 PATHS = ("root", "store", "out")  # recipe values that are folders
+NAME_OR_NUMBER = ("video_layers", "audio_layers")  # recipe values of either type
+PAIR = "encoders."  # begins the sections that name a pair of pretrained encoders
+PAIR_FACTS = ("megabytes", "licence", "languages")  # what such a section says for people
 
 
 def _placed(home: Path, place: str) -> str: return place if "://" in place else str((home / place).resolve())
 
 
+def read_settings(
+    settings: str | Path | None = None,  # the file; None finds it
+) -> configparser.ConfigParser:
+    "The sections of `settings.ini`; [DEFAULT] is one like any other."
+    ini = configparser.ConfigParser(default_section="")
+    ini.read(Path(settings) if settings else find_settings(), encoding="utf-8")
+    return ini
+
+
+def encoder_pairs(
+    settings: str | Path | None = None,  # the file; None finds it
+) -> dict[str, dict[str, Any]]:  # name -> what its section says
+    "The named pairs of pretrained encoders."
+    ini = read_settings(settings)
+    return {s.removeprefix(PAIR): {k: parse_value(v) for k, v in ini.items(s, raw=True)} for s in ini.sections() if s.startswith(PAIR)}
+
+
 def read_recipe(
     dataset: str,  # a section of settings.ini
     settings: str | Path | None = None,  # the file; None finds it
+    encoders: str | None = None,  # a named pair, or "none"; None takes what the section says
 ) -> dict[str, Any]:  # name -> value, typed; folders are absolute
-    "The recipe of one dataset: `[DEFAULT]`, then the section that it is `like`, then its own. Raises ParameterError."
+    "The recipe of one dataset: `[DEFAULT]`, the section that it is `like`, its own, and its pair of encoders. Raises ParameterError."
     path = Path(settings) if settings else find_settings()
-    ini = configparser.ConfigParser(default_section="")
-    ini.read(path, encoding="utf-8")
+    ini = read_settings(path)
     names = [s for s in ini.sections() if s != "DEFAULT"]
-    def section(name):
-        if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {suggest(name, names)}")
+    def section(name: str) -> dict[str, str]:
+        if name not in names: raise ParameterError(f"no recipe [{name}] in {path}: {suggest(name, [s for s in names if not s.startswith(PAIR)])}")
         values = dict(ini.items(name, vars=dict(dataset=dataset)))
         return (section(values.pop("like")) if "like" in values else {}) | values
     defaults = {k: parse_value(v) for k, v in ini.items("DEFAULT", raw=True)}
-    recipe = {k: parse_value(v) for k, v in (dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))).items()}
-    checked = check_parameters({k: v for k, v in recipe.items() if k != "dataset"}, defaults, where=f"{path.name} [{dataset}]: ")
+    values = dict(ini.items("DEFAULT", vars=dict(dataset=dataset))) | section(str(dataset))
+    pair = encoders or values.get("encoders", "none")
+    if pair != "none":
+        pairs = [s.removeprefix(PAIR) for s in names if s.startswith(PAIR)]
+        if pair not in pairs: raise ParameterError(f"there is no pair of encoders {pair!r}: {suggest(pair, [*pairs, 'none'])}")
+        values |= {k: v for k, v in section(f"{PAIR}{pair}").items() if k not in PAIR_FACTS}
+    if "encoders" in values: values["encoders"] = pair
+    recipe = {k: parse_value(v) for k, v in values.items() if k != "dataset"}
+    checked = check_parameters(recipe, defaults, where=f"{path.name} [{dataset}]: ")
     return dict(dataset=dataset, **{k: _placed(path.parent, v) if k in PATHS and v is not None else v for k, v in checked.items()})
 
 # %% ../nbs/00_core.ipynb #7f8849a0
@@ -199,7 +227,7 @@ def check_parameters(
     out = {}
     for name, value in given.items():
         if name not in recipe: raise ParameterError(f"{where}unknown parameter {name!r}: {suggest(name, recipe)}")
-        kind = type(recipe[name])
+        kind = str if name in NAME_OR_NUMBER and type(value) is str else int if name in NAME_OR_NUMBER else type(recipe[name])
         if kind is float and type(value) is int: value = float(value)
         if value is not None and recipe[name] is not None and type(value) is not kind:
             like = "True or False" if kind is bool else f"a value like {recipe[name]!r}"
@@ -229,7 +257,7 @@ def notebook_recipe(
     given = parameter_names(names["In"]) if "In" in names else set(names)
     for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {suggest(name, known)}")
-    recipe = read_recipe(names["dataset"]) | own
+    recipe = read_recipe(names["dataset"], encoders=names["encoders"] if "encoders" in given else None) | own
     typed = lambda k: parse_value(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent

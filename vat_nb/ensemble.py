@@ -18,6 +18,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, refuse_other, save_tensors
 from .core import Batch, Clip
+from .feature_encoder import FeatureEncoder
 from .inference import HEADS, Predictions, main_score, predict, score, score_interval, truth
 from .media import SAMPLE_RATE
 from .metrics import calibration_error, each_draw, f1_of_draws, negative_log_likelihood, paired_interval, scores
@@ -113,6 +114,7 @@ def predict_views(
     autocast=None,  # context maker for mixed precision
 ) -> dict[str, Predictions]:  # view -> what the model says of it; the first is the clips as they are
     "Predict every clip of a loader as it is, mirrored, and half a tubelet later."
+    if isinstance(model.video, FeatureEncoder): return {VIEWS[0]: predict(model, loader, autocast)}  # features know neither left nor right, nor what comes before them
     step = max(model.video.tubelet // 2, 1)
     views = None, mirrored, lambda batch: later(batch, step, round(step / model.video.fps * SAMPLE_RATE))
     return {name: predict(model, loader, autocast, view) for name, view in zip(VIEWS, views)}

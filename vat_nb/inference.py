@@ -16,7 +16,6 @@ import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from .core import Batch, Clip
 from .corrupt import CONDITIONS, Condition, Noise, babble, clip_rng
-from .loading import make_loader
 from .metrics import class_scores, f1_interval, interval, scores, target_scores
 from .model import VAT
 from .preprocess import Store
@@ -187,13 +186,11 @@ def under(
 
 def robustness(
     model: VAT,
-    store: Store, clips: Sequence[Clip],  # labelled
+    loader: Callable[[Condition], DataLoader],  # batches of labelled clips under a condition
+    task: Task,
     kind: str = "f1",  # of the score
     conditions: Sequence[Condition] = CONDITIONS,
-    noise: Noise = partial(babble, ()),  # source of noise: `partial(recorded, noise_files(folder))` for a folder, `partial(babble, voices)` for voices
-    seed: int = 0,
     autocast=None,  # as in `predict`
-    **loading,  # frames, batch_size, workers of `make_loader`
 ) -> pd.DataFrame:  # condition, level, head, score, low, high; the clean clips are a level of every condition
     "Score the heads under each condition, with bootstrap intervals over clips."
     rows = []
@@ -202,9 +199,9 @@ def robustness(
         elif c.blur > 1: places = [("blur (rate)", str(c.blur))]
         elif c.audio and c.video: places = [("SNR (dB)", "clean"), ("blur (rate)", "none"), ("missing", "nothing")]
         else: places = [("missing", "picture" if c.audio else "sound")]
-        found = predict(model, make_loader(store, clips, change=partial(under, c, noise, seed), **loading), autocast)
+        found = predict(model, loader(c), autocast)
         for h in HEADS:
-            value = score_interval(found, store.task, kind, h, draws=100)  # thirty intervals: a coarse one will do
+            value = score_interval(found, task, kind, h, draws=100)  # thirty intervals: a coarse one will do
             rows += [(*place, h, *value) for place in places]
     table = pd.DataFrame(rows, columns=["condition", "level", "head", "score", "low", "high"])
     return table.sort_values("condition", kind="stable", key=lambda k: k.map({"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}), ignore_index=True)

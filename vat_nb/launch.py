@@ -34,7 +34,7 @@ def train_stages(
         except Timeout: raise RuntimeError(f"another run trains in {out}: wait for it or stop it, or take another out folder (-p out runs/NAME)") from None
     with accelerator.main_process_first(): data = open_release(recipe)  # the first one preprocesses what is missing
     split = split_clips(data, recipe)
-    model, clips, told = new_model(recipe, data.task, split.train), split.train + split.unlabelled, lambda stage: None
+    model, clips, told = new_model(recipe, data, split.train + split.unlabelled), split.train + split.unlabelled, lambda stage: None
     if accelerator.is_main_process: told = keep_run(out, data, choose_clips(data, watched_clips(data, split), recipe["keep_clips"]), recipe, model)
     before = saved / "pretrain.safetensors"
     if recipe["stage"] != "finetune" and recipe["pretrain_epochs"]: pretrain(model, data, clips, recipe, accelerator, before, each_epoch=told("pretrain"))

@@ -26,9 +26,11 @@ def matching_pairs(
     a2v: Tensor,  # [B, B] audio-to-video logits
     ids: Tensor,  # [B]
     generator: torch.Generator | None = None,
+    even: bool = False,  # draw wrong partners evenly, whatever the logits say
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:  # ([3 B] rows of video, [3 B] rows of audio), [3 B] 1 where they belong together, 0 where not, -100 where there is none
-    "Right pairs and hard wrong ones; a clip that has no wrong partner has wrong pairs that do not count."
+    "Right pairs and wrong ones, hard unless drawn evenly; a clip that has no wrong partner has wrong pairs that do not count."
     own, yes = torch.arange(len(ids), device=ids.device), torch.ones_like(ids)
+    if even: v2a, a2v = torch.zeros_like(v2a), torch.zeros_like(a2v)
     voice, face = hard_negatives(v2a, ids, generator), hard_negatives(a2v, ids, generator)
     no = torch.where((ids[:, None] == ids).all(1), -100, 0)
     return (torch.cat([own, own, face]), torch.cat([own, voice, own])), torch.cat([yes, no, no])

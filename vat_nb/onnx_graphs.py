@@ -56,7 +56,7 @@ def onnx_options(
     if typed.get("crop", 1) > 1: raise ParameterError(f"{where}: crop is a share of the side, from 0 to 1")
     return OnnxOptions(**typed)
 
-# %% ../nbs/10d_onnx_graphs.ipynb #44bd866d
+# %% ../nbs/10d_onnx_graphs.ipynb #1d121f5e
 class OnnxGraph(nn.Module):
     "A graph with one input and one output that is read."
 
@@ -91,7 +91,7 @@ class OnnxGraph(nn.Module):
             runtime = import_optional("onnxruntime", "onnx")
             options = runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
-            options.log_severity_level = 3
+            options.log_severity_level = 4  # what goes wrong is raised
             providers = [p for p in ("CUDAExecutionProvider",) if device == "cuda" and p in runtime.get_available_providers()]
             try: self._sessions[device] = runtime.InferenceSession(str(self.path), options, providers=[*providers, "CPUExecutionProvider"])
             except Exception as e: raise ValueError(f"onnxruntime cannot run {self.path} ({str(e).splitlines()[0]}): export it anew, or name another") from None

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 from torch.utils.data import DataLoader, Sampler
 from .checkpoint import whole
-from .pretrained import attention_blocks
+from .feature_layout import attention_blocks
 from .shards import parts
 
 # %% ../nbs/17c_processes.ipynb #579b6e38

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from .core import Batch, Clip
 from .encoders import HOP, AudioEncoder, LogMel, VideoEncoder
 from .layers import Attention
+from .feature_loading import FeatureDataset, collate_features
 from .loading import ClipDataset, collate, window_starts
 from .media import SAMPLE_RATE
 from .model import VAT
@@ -103,7 +104,8 @@ def look(
         with weights_kept(model) as kept:
             with torch.no_grad(): encoded = model.encode(batch)
             with torch.enable_grad():
-                cls = model.fusion(encoded.video, encoded.audio, cls_only=False).cls
+                fused = model.fusion(encoded.video, encoded.audio, cls_only=False).cls
+                cls = model.join(fused, encoded.video.cls, encoded.audio.cls)
                 logits, values = model.heads["fusion"](cls)
                 said = dict(logits=logits[0], values=values[0], match=model.match_head(cls).float()[0])
     finally: model.train(was_training)
@@ -221,12 +223,15 @@ def read_piece(
     clip: Clip,
     frames: int,  # of a window
     start: int = 0,  # first frame
+    features: FeatureDataset | None = None,  # of the same clips, for a model that reads features
 ) -> Piece:
     "Read a window of a clip. Raises ValueError when it lacks picture or sound."
     given = ClipDataset(store, [clip], frames)[0, start]
     plain = ClipDataset(store._replace(change=None), [clip], frames)[0, start] if store.change else given
     if not len(plain.frames) or not len(plain.wave): raise ValueError(f"clip {clip.id} has no {'sound' if len(plain.frames) else 'picture'} here: attention between sound and picture needs both, choose another clip")
-    return Piece(np.asarray(plain.frames), plain.wave, store.settings["fps"], collate([given]))
+    if features is None: batch = collate([given])
+    else: batch = collate_features([features[[c.id for c in features.clips].index(clip.id), start]])
+    return Piece(np.asarray(plain.frames), plain.wave, store.settings["fps"], batch)
 
 # %% ../nbs/20c_saliency.ipynb #1795bccc
 def at_slots(
@@ -604,11 +609,12 @@ class AttentionPanel:
         models: dict[str, Callable[[], VAT]],  # name -> gives the model
         clips: Sequence[Clip] | None = None,  # to choose from; None is all that are usable
         folder: str | Path = "figures",  # where `save` writes
+        features: FeatureDataset | None = None,  # of the clips, for models that read features
     ):
         self.store, self.frames, self.folder, self.key = store, frames, Path(folder), uuid.uuid4().hex[:8]
         clips = store.usable() if clips is None else list(clips)
         if not clips: raise ValueError("there is no clip to look at: the store has none that could be read, see its ledger.csv")
-        self.model_of, self.piece_of = lru_cache(4)(lambda name: models[name]()), lru_cache(8)(lambda clip, start: read_piece(store, clip, frames, start))
+        self.model_of, self.piece_of = lru_cache(4)(lambda name: models[name]()), lru_cache(8)(lambda clip, start: read_piece(store, clip, frames, start, features))
         self.look_of = lru_cache(8)(lambda name, clip, start: look(model := self.model_of(name), self.piece_of(clip, start).batch.to(model.temperature.device)))
         self.film_of, self.gradient_of = lru_cache(8)(self._film), lru_cache(8)(lambda answer, *key: by_gradient(seen := self.look_of(*key), answers(seen, store.task)[answer]))
         menu = lambda words, options, **more: ipywidgets.Dropdown(description=words, options=options, layout=ipywidgets.Layout(width="auto"), style=dict(description_width="60px"), **more)

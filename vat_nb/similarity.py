@@ -26,12 +26,13 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 from .core import Clip, Tokens
-from .loading import make_loader
+from .inputs import MODEL_DEFAULTS, build_loader
 from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
 from .preprocess import Store
 from .show import MATRIX, PALETTE, Controls, new_axes, show_frames, show_wave
+from .recognizer import ADDED
 from .snapshots import Run, Snapshot, choose_clips, run_model, take_snapshot
 from .speaker import against_speakers
 from .training import load_tensors, save_tensors
@@ -410,7 +411,7 @@ def _kept(self: Looks, key: tuple, make: Callable) -> dict[str, torch.Tensor]:
     try: saved = load_tensors(file) if file.is_file() else ({}, None)
     except ValueError: saved = {}, None  # damaged: made anew
     if saved[1] == about: return self.known.setdefault(key, saved[0])
-    found = make(run_model(self.run, stage, who, self.device), lambda of: make_loader(self.store, of, frames=r["frames"], batch_size=r["batch_size"]))
+    found = make(run_model(self.run, stage, who, self.device), lambda of: build_loader(self.store, of, MODEL_DEFAULTS | ADDED | dict(seed=0) | r | dict(workers=0)))
     try: save_tensors(file, found, about)
     except OSError: pass  # a folder that cannot be written to: remembered for this session only
     return self.known.setdefault(key, found)

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Clip, find_settings, read_json, write_atomically
 from .experiment import has_both, loader_of
+from .inputs import MODEL_DEFAULTS, layouts, model_config
 from .model import VAT, build_vat
 from .preprocess import Store, append_rows, open_store, write_clips
-from .recognizer import Recognizer, check_building
+from .recognizer import ADDED, Recognizer, check_building
 from .releases import Task
 from .training import Finetune, Pretrain
 
@@ -43,6 +44,10 @@ def copy_clips(
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "clips").mkdir(parents=True)
     for c in clips: write_atomically(folder / "clips" / f"{c.id}.safetensors", store.raw(c))
+    for made in sorted(Path(store.path, "features").glob("*/settings.json")) if "://" not in str(store.path) else []:
+        names = ["settings.json", *(f"clips/{c.id}.safetensors" for c in clips)]
+        if all((made.parent / name).is_file() for name in names):
+            for name in names: write_atomically(folder / "features" / made.parent.name / name, (made.parent / name).read_bytes())
     append_rows(folder, store.ledger.loc[[c.id for c in clips]].reset_index().to_dict("records"))
     write_clips(folder, clips, store.task, store.settings)
 
@@ -179,13 +184,12 @@ def run_model(
     if (stage, who) == ("finetune", "student"):
         if not (folder / "model.safetensors").is_file(): raise ValueError(f"{folder} holds no finished model: train to the end, or look at the stage 'pretrain'")
         return Recognizer.from_pretrained(str(folder), device=device).model
-    path, r = folder / f"{stage}.safetensors", dict(tubelet=None) | run.recipe
+    path, r = folder / f"{stage}.safetensors", ADDED | run.recipe
     if not path.is_file(): raise ValueError(f"{folder} holds no {stage}.safetensors: this run had no such stage, or the file was left behind")
-    if r["cache_features"]: raise ValueError("this run was trained on cached features: only its finished model can be looked at (stage finetune, student)")
     prefix = f"objective.{who}."
     try:
         with safe_open(path, "pt") as f: tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
     except SafetensorError as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({e})") from None
-    model = build_vat(r["size"], r["image"], r["fps"], len(run.task.classes), len(run.task.targets), **{k: r[k] for k in ("video_encoder", "audio_encoder", "tune", "tubelet")})
+    model = build_vat(model_config(MODEL_DEFAULTS | r, run.task, layouts(run.store, r)))
     load_weights(model, tensors, path)
     return model.eval().to(device)

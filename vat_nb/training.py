@@ -35,7 +35,7 @@ from .masked import hidden_count, imagine, masked_loss
 from .match import matching_loss, matching_pairs
 from .model import TEMPERATURES, VAT, Output, Scores
 from .momentum import alpha_at, make_teacher, update_teacher
-from .pretrained import PretrainedEncoder, layer_decay_groups
+from .tuning import PretrainedEncoder, layer_decay_groups
 from .processes import average_gradients, clip_gradients, gathered, process_count, process_rank, share_loader, shares, spread_blocks, summed, whole_state
 from .pseudo import Confidence
 from .show import show_progress
@@ -66,6 +66,7 @@ class Goals(NamedTuple):
     masked: float = 1.0
     mask_rate: float = 0.15  # share of the sound's patches that is hidden
     patch_drop: float = 0.0  # share of the picture's patches that leave, drawn anew for student and teacher
+    random_negatives: float = 0.0  # share of the run in which wrong partners are drawn evenly, before hard ones are
 
 
 def shared(
@@ -99,6 +100,7 @@ class Pretrain(nn.Module):
         if goals.masked and not hasattr(student, "mask_head"): raise ValueError("this audio encoder has no spectrogram patches to hide: set weight_masked to 0")
         self.student, self.teacher = student, make_teacher(student)
         self.queue, self.goals, self.augment, self.keys = Queue(queue, student.project_v.out_features), goals, augment, keys
+        self.progress = 1.0  # share of the run that is done, set by the loop before each step
 
     def choose(self, batch: Batch) -> Batch:
         "The clips that can be used: those with both modalities."
@@ -158,7 +160,7 @@ def forward(self: Pretrain, batch: Batch | Known, alpha: float) -> Step:  # a ba
     vac = contrast(seen.v, seen.a, keys, self.queue, self.student.clamped_temperature(), alpha, partners)
     if self.goals.contrast: losses["contrast"] = vac.loss
     if self.goals.matching:
-        pairs, labels = matching_pairs(vac.v2a, vac.a2v, batch.id)
+        pairs, labels = matching_pairs(vac.v2a, vac.a2v, batch.id, even=self.progress < self.goals.random_negatives)
         losses["matching"] = matching_loss(self.student.match(seen, pairs), labels)
     if self.goals.masked: losses["masked"] = masked_loss(*imagine(self.student, self.teacher if alpha else None, batch, (seen.video, taught.video), self.goals.mask_rate), alpha)
     if share is not ALONE: losses = {k: share[k] * v for k, v in losses.items()}
@@ -453,6 +455,7 @@ def train_epoch(
     for taken in batches_of_steps(skip_first_batches(loader, done.taken) if done.taken else loader, how.accumulate):
         step, good, batches = done.taken // how.accumulate, True, [b for b in map(objective.choose, taken) if len(b.id)]
         lr, alpha = rates(step)
+        objective.progress = (epoch + step / steps) / epochs
         if batches or process_count() > 1:
             for group in optimizer.param_groups: group["lr"] = group["lr_scale"] * lr
             while True:

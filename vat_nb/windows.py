@@ -20,6 +20,7 @@ from matplotlib.patches import Patch
 import seaborn as sns
 from .core import Batch, Clip, find_settings, write_atomically
 from .inference import HEADS
+from .feature_loading import collate_features
 from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
@@ -64,6 +65,9 @@ def window_batch(
     starts: Sequence[int],  # first frame of each window
 ) -> Batch:
     "Windows of a clip side by side, as the model was taught to see them."
+    if recognizer.encoders:
+        features = recognizer.dataset(store, [clip])
+        return collate_features([features[0, s] for s in starts])._replace(id=torch.arange(len(starts)))
     r, nothing = recognizer.recipe, (np.nan,) * len(recognizer.task.targets)
     parts = [cut_window(media, s, r["frames"], r["fps"], r["image"]) for s in starts]
     return collate([Sample(*(store.change(clip, np.asarray(p[0]), p[1]) if store.change else p), -100, nothing, i) for i, p in enumerate(parts)])
