@@ -74,16 +74,34 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
 
 
 def test_pretrained_encoders_through_the_notebook(where, names, small_release, tmp_path):  # noqa: F811
-    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['large']}", "weight_masked=0.0"
+    "From videos to scores on features of frozen encoders; a model that predicts files; folds, panels and a snapshot of the run; nothing is computed twice."
+    from vat_nb.recognizer import Recognizer
+    from vat_nb.snapshots import open_run, run_model, take_snapshot
+    from vat_nb.inputs import MODEL_DEFAULTS, build_loader
+    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}", "weight_masked=0.0", "augment_image=0.0", "augment_wave=0.0", "feature_rate=10.0", "early_fusion=True"
     code, printed, _ = papermill(tmp_path, *where, *FAST, f"audio_encoder={names['large']}")
     assert code != 0 and "set weight_masked to 0" in printed
-    _, _, out = papermill(tmp_path, *where, *FAST, *encoders, "cache_features=True", "augment_image=0.0", "augment_wave=0.0", check=True)
-    assert json.loads((out / "metrics.json").read_text())["recipe"]["video_encoder"] == names["vit"]
-    from vat_nb.recognizer import Recognizer
+    _, _, out = papermill(tmp_path, *where, *FAST, *encoders, check=True)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["recipe"]["video_encoder"] == names["vit"] and 0 <= found["matching_auc"] <= 1 and set(found["matching"]) >= {"another clip's", "its own, shifted"}
+    assert [r["k"] for r in found["retrieval"]] == [1, 5, 10] and found["held_out"] > 0
+    conditions = pd.read_csv(out / "robustness.csv")
+    assert len(conditions) == 33 and (out / "figures/attention.png").exists()
+    cached = {p: p.stat().st_mtime_ns for p in (tmp_path.parent).rglob("features/*/clips/*.safetensors")}
     model = Recognizer.from_pretrained(str(out / "checkpoint"))
     video = next(small_release.rglob("*.mp4"))
     row = model.predict([video]).iloc[0]
     assert row["status"] != "failed" and abs(row.filter(like="p(").sum() - 1) < 1e-5
+    run = open_run(out)
+    for stage in ("pretrain", "finetune"):
+        for who in ("student", "teacher"):
+            s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, MODEL_DEFAULTS | run.recipe))
+            assert len(s.v) == len(run.kept) and np.isfinite(s.own).all()
+    for name in ("alignment", "attention"): papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
+    (tmp_path / "folds").mkdir()
+    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", name="crossval", check=True)
+    assert json.loads((folded / "crossval/crossval.json").read_text())["clips"] == 24
+    assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
 
 
 def test_one_line_predicts(small_release, tmp_path):

@@ -59,7 +59,7 @@ def test_missing_release_says_what_to_do(tmp_path):
     assert code != 0 and "found no clips in" in printed and "EULA" in printed and "Try the demo" in printed
 
 
-FAST = ("pretrain_epochs=1", "epochs=2", "image=32", "frames=10", "fps=5.0", "size=tiny", "device=cpu", "workers=0", "max_failed=0.2")
+FAST = ("encoders=none", "pretrain_epochs=1", "epochs=2", "image=32", "frames=10", "fps=5.0", "size=tiny", "device=cpu", "workers=0", "max_failed=0.2")
 
 
 def test_the_whole_road(small_release, tmp_path):

@@ -1,14 +1,21 @@
-"Pretrained encoders in the whole model: training, checkpoints, caches of the libraries, and no network."
+"Pretrained encoders in the whole model: training, checkpoints, caches of the libraries and of features, real weights, and no network."
 import copy
+import json
 import time
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from torch import nn
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 SPEECH = dict(conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **SMALL)
+WHISPER = dict(vocab_size=8, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, decoder_layers=1, decoder_attention_heads=1,
+               decoder_ffn_dim=8, max_target_positions=8, pad_token_id=0)
 
 
 @pytest.fixture(scope="module")
@@ -18,11 +25,13 @@ def names(tmp_path_factory):
     transformers.utils.logging.disable_progress_bar()
     top, made = tmp_path_factory.mktemp("models"), {}
     vit, speech = transformers.ViTImageProcessor(size=dict(height=32, width=32)), transformers.Wav2Vec2FeatureExtractor()
+    mae = transformers.VideoMAEImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
+    large = transformers.HubertConfig(**SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0)
     for name, model, processor in (("vit", transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=16, **SMALL)), vit),
-                                   ("mae", transformers.VideoMAEModel(transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)),
-                                    transformers.VideoMAEImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))),
+                                   ("mae", transformers.VideoMAEModel(transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)), mae),
                                    ("base", transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SPEECH)), speech),
-                                   ("large", transformers.HubertModel(transformers.HubertConfig(**SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0)), speech)):
+                                   ("large", transformers.HubertModel(large), speech),
+                                   ("whisper", transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)), transformers.WhisperFeatureExtractor())):
         model.save_pretrained(top / name)
         processor.save_pretrained(top / name)
         made[name] = f"hf:{top / name}"
@@ -40,9 +49,30 @@ def store(tmp_path_factory):
     return open_store(top / "store")
 
 
+@pytest.fixture(scope="session")
+def weights():
+    "Real weights: Whisper's encoder and an emotion network; tests that need them skip where they are not."
+    folder = PROJECT.parent / "shared" / "models"
+    if not folder.is_dir(): pytest.skip("the real weights are not on this machine")
+    pytest.importorskip("onnxruntime")
+    return folder
+
+
 def vat(video, audio, dim=32):
     from vat_nb.model import VAT, Fusion
     return VAT(video, audio, Fusion(dim, 4, 1, context=dim), classes=6, targets=1, project=16)
+
+
+def video_encoder(name, tune="frozen", grid=1):
+    from vat_nb.tuning import tuned_encoder
+    from vat_nb.video_backbones import load_video_backbone
+    return tuned_encoder(load_video_backbone(name, 12.5, grid), 32, 4, tune=tune)
+
+
+def audio_encoder(name, tune="frozen"):
+    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.tuning import tuned_encoder
+    return tuned_encoder(load_audio_backbone(name), 32, 4, tune=tune)
 
 
 def batch_of(store, frames=24):
@@ -51,14 +81,13 @@ def batch_of(store, frames=24):
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
-@pytest.mark.parametrize("video, audio, grid", [("vit", "large", 2), ("mae", "base", 1)])
+@pytest.mark.parametrize("video, audio, grid", [("vit", "large", 2), ("mae", "base", 1), ("vit", "whisper", 1)])
 def test_training_teaches_what_it_should(names, store, video, audio, grid, tune):
     "One step of pretraining and one of fine-tuning: what is fixed stays, what is trained moves, the teacher follows, a checkpoint comes back."
     from vat_nb.momentum import update_teacher
-    from vat_nb.pretrained import audio_encoder, video_encoder
     from vat_nb.training import Finetune, Goals, Pretrain, make_optimizer
     torch.manual_seed(0)
-    make = lambda: vat(video_encoder(names[video], 12.5, 32, 4, tune=tune, grid=grid), audio_encoder(names[audio], 32, 4, tune=tune))
+    make = lambda: vat(video_encoder(names[video], tune, grid), audio_encoder(names[audio], tune))
     batch = batch_of(store)
     for objective in (Pretrain(make(), queue=8, goals=Goals(masked=0.0)), Finetune(make())):
         student, teacher = objective.student.train(), objective.teacher
@@ -74,11 +103,13 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         backbone = {k for k in before if ".backbone." in k}
         if tune == "frozen": assert not moved & backbone
         if tune == "lora": assert moved & backbone and all("lora_" in k for k in moved & backbone)
-        if tune == "full": assert len(moved & backbone) > 0.8 * len(backbone)
-        assert all(("lora_" in k or tune == "full") == (now[k] is not teacher_now[k]) for k in backbone), "frozen weights are shared, trained ones are not"
+        if tune == "full": assert len(moved & backbone) > 0.7 * len(backbone)
+        assert all(("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone), "frozen weights are shared, trained ones are not"
         assert all(not torch.equal(taught[k], teacher_now[k]) for k in moved)
         state = objective.state_dict()
-        assert sum(".backbone." in k for k in state) == dict(frozen=0, lora=2 * sum("lora_" in k for k in backbone), full=2 * sum(".backbone." in k for k in student.state_dict()))[tune]
+        saved = {k for k in state if ".backbone." in k}
+        if tune == "frozen": assert not saved
+        if tune == "lora": assert saved and all("lora_" in k for k in saved)
         other = type(objective)(make(), **(dict(queue=8, goals=Goals(masked=0.0)) if isinstance(objective, Pretrain) else {}))
         other.load_state_dict({k: v.clone() for k, v in state.items()})
         with torch.no_grad(): assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
@@ -86,62 +117,251 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
 
 def test_attention_can_be_drawn(names, store):
     from vat_nb.saliency import averaged, lay_out, look, raw, show_attention
-    from vat_nb.pretrained import audio_encoder, video_encoder
     one = batch_of(store).keep(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
-        model = vat(video_encoder(names[video], 12.5, 32, 4, grid=grid), audio_encoder(names[audio], 32, 4))
+        model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
         seen = look(model, one)
         heat, frames = lay_out(seen, averaged(raw(seen))), int(one.vmask.sum())
         assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (int(one.amask.sum() - 80) // 320, len(heat.places))
         show_attention(model, one)
 
 
-def test_small_model_trains_on_cached_features(names, store, tmp_path):
-    from vat_nb.pretrained import cache_features, feature_encoders, feature_loader, load_audio, load_video
+def recipe_of(names, store, **more):
+    from vat_nb.core import read_recipe
+    base = read_recipe("features") | dict(video_encoder=names["vit"], audio_encoder=names["whisper"], store=str(store.path), fps=12.5, image=32, frames=24, batch_size=3)
+    return base | more
+
+
+def test_small_model_trains_on_cached_features(names, store):
+    from vat_nb.experiment import new_model
+    from vat_nb.inputs import build_loader, prepare_features
     from vat_nb.training import Finetune, Schedule, fit, make_accelerator
-    clips = store.usable()
-    assert cache_features(load_video(names["vit"], 12.5, grid=2), load_audio(names["large"]), store, clips, tmp_path) == len(clips)
-    accelerator = make_accelerator("cpu", seed=0)
-    objective, loader = Finetune(vat(*feature_encoders(tmp_path, 32, 4))), feature_loader(tmp_path, store, clips, frames=24, batch_size=3, shuffle=True)
-    history = fit(objective, loader, accelerator, epochs=20, how=Schedule(lr=3e-3))
+    recipe = recipe_of(names, store, feature_dropout=0.0, dropout=0.0)
+    folders = prepare_features(store, recipe)
+    assert set(folders) == {"video", "audio"} and all(len(list((f / "clips").iterdir())) == 6 for f in folders.values())
+    torch.manual_seed(0)
+    objective, loader = Finetune(new_model(recipe, store, store.usable())), build_loader(store, store.usable(), recipe, shuffle=True)
+    history = fit(objective, loader, make_accelerator("cpu", seed=0), epochs=20, how=Schedule(lr=3e-3))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
 def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
-    from vat_nb.pretrained import cache_features, load_audio, load_video
-    eye, ear, clips = load_video(names["mae"], 12.5), load_audio(names["base"]), store.usable()
-    assert cache_features(eye, ear, store, clips[:2], tmp_path) == 2
-    assert cache_features(eye, ear, store, clips, tmp_path) == len(clips) - 2
+    from vat_nb.feature_cache import CachedSource, EncoderSpec, cache_features, cache_folder
+    spec, clips = EncoderSpec("video", names["mae"]), store.usable()
+    cache_features(spec, store, clips[:2], tmp_path)
+    first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
+    assert len(first) == 2
+    cache_features(spec, store, clips, tmp_path)
+    now = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
+    assert len(now) == len(clips) and first.items() <= now.items(), "what was done was done again"
     (store.path / "clips" / f"{clips[0].id}.safetensors").touch()
-    assert cache_features(eye, ear, store, clips, tmp_path) == 1
+    cache_features(spec, store, clips, tmp_path)
+    later = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
+    assert {n for n, t in later.items() if t != now[n]} == {f"{clips[0].id}.safetensors"}
     assert not [p for p in (tmp_path / "clips").iterdir() if p.name.startswith(".")]
-    again = load_video(names["mae"], 12.5)
-    with torch.no_grad(): next(again.parameters())[0] += 1e-3
-    with pytest.raises(ValueError, match="were made with another video"): cache_features(again, ear, store, clips, tmp_path)
-    with pytest.raises(ValueError, match="were made with another audio"): cache_features(eye, load_audio(names["large"]), store, clips, tmp_path)
+    for other, what in ((replace(spec, layers="last"), "layers"), (EncoderSpec("video", names["vit"]), "digest")):
+        with pytest.raises(ValueError, match=f"were made with another .*{what}"): cache_features(other, store, clips, tmp_path)
+    assert cache_folder(store.path, spec) != cache_folder(store.path, replace(spec, rate=2.0))
+    broken = tmp_path / "clips" / f"{clips[1].id}.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-7])
+    with pytest.raises(ValueError, match="is no file of features .* delete it and run again"): CachedSource(tmp_path).read(clips[1])
+
+
+def test_two_processes_write_what_one_does(names, store, tmp_path):
+    from vat_nb import feature_cache
+    from vat_nb.feature_cache import CachedSource, EncoderSpec, cache_features
+    spec, clips = EncoderSpec("audio", names["whisper"], rate=12.5), store.usable()
+    cache_features(spec, store, clips, tmp_path / "one")
+    (tmp_path / "two").mkdir()
+    assert sum(feature_cache._in_processes(spec, store, clips, tmp_path / "two", 2)) == len(clips)
+    (tmp_path / "two" / "settings.json").write_bytes((tmp_path / "one" / "settings.json").read_bytes())
+    for c in clips:
+        one, two = (CachedSource(tmp_path / k).read(c) for k in ("one", "two"))
+        assert torch.allclose(one.values, two.values, atol=2e-3) and torch.equal(one.times, two.times)
+
+
+def test_no_room_no_start(names, store, tmp_path, monkeypatch):
+    from collections import namedtuple
+    from vat_nb import feature_cache
+    from vat_nb.feature_cache import EncoderSpec, cache_features
+    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: namedtuple("usage", "total used free")(2**30, 2**30 - 2**20, 2**20))
+    with pytest.raises(OSError, match="would take .* MB, and the disk of .* has 1 MB: make room, lower feature_rate"):
+        cache_features(EncoderSpec("audio", names["whisper"]), store, store.usable(), tmp_path)
+    assert not list((tmp_path / "clips").iterdir())
+
+
+def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
+    "A silent clip, one without a picture, and one too short for a token: nothing is lost, and it is said."
+    import simplejpeg
+    from vat_nb.core import Clip
+    from vat_nb.experiment import new_model
+    from vat_nb.inference import predict
+    from vat_nb.inputs import build_loader, prepare_features
+    from vat_nb.media import Media
+    from vat_nb.preprocess import LEDGER, append_rows, open_store, write_clips, write_stored
+    from vat_nb.releases import MER23
+    jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
+    clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
+    for clip, frames, samples in zip(clips, (10, 10, 0, 2), (16000, 0, 16000, 200)):
+        media = Media([jpeg] * frames, (np.arange(frames) + 0.5) / 10, (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16), max(frames / 10, samples / 16000), (), "", None)
+        write_stored(tmp_path / "clips" / f"{clip.id}.safetensors", media)
+        rows.append(dict.fromkeys(LEDGER, "") | dict(id=clip.id, split="train", status="ok", duration=media.duration, frames=frames, samples=samples, size=1, mtime=1, settings="0" * 12))
+    append_rows(tmp_path, rows)
+    write_clips(tmp_path, clips, MER23, dict(fps=10.0, size=32, quality=90, faces=None))
+    store = open_store(tmp_path)
+    recipe = recipe_of(names, store, fps=10.0)
+    prepare_features(store, recipe)
+    assert "1 clips are too short for one feature" in "".join(capsys.readouterr())
+    batch = next(iter(build_loader(store, clips, recipe | dict(batch_size=4))))
+    assert batch.vmask.any(1).tolist() == [True, True, False, True] and batch.amask.any(1).tolist() == [True, False, True, False]
+    found = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
+    assert np.isfinite(found.logits["fusion"]).all() and len(found.clips) == 4
+
+
+def test_garbage_in_padding_and_company_change_nothing(names, store):
+    "Through the cache, the loader and the model: other clips in the batch, more padding, garbage in it."
+    from vat_nb.experiment import new_model
+    from vat_nb.inputs import build_loader, prepare_features
+    recipe = recipe_of(names, store, audio_layers="mix", video_layers="mix")
+    prepare_features(store, recipe)
+    model = new_model(recipe, store, store.usable()).eval()
+    batch = next(iter(build_loader(store, store.usable(), recipe | dict(batch_size=6))))
+    spoil = lambda x, m: torch.where(m.reshape(*m.shape, *[1] * (x.ndim - 2)), x, torch.full_like(x, torch.nan))
+    with torch.no_grad():
+        plain = model(batch).fusion.logits
+        spoilt = model(batch._replace(video=spoil(batch.video, batch.vmask), audio=spoil(batch.audio, batch.amask))).fusion.logits
+        alone = torch.cat([model(next(iter(build_loader(store, [c], recipe)))).fusion.logits for c in store.usable()])
+        turned = model(batch.keep(torch.arange(5, -1, -1))).fusion.logits.flip(0)
+    assert torch.allclose(plain, spoilt, atol=1e-5) and torch.allclose(plain, alone, atol=1e-5) and torch.allclose(plain, turned, atol=1e-5)
+
+
+def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
+    "On another machine the encoder lies elsewhere; another one of the same name is refused, and a missing one is named."
+    import shutil
+    from vat_nb.experiment import new_model
+    from vat_nb.inference import predict
+    from vat_nb.inputs import build_loader, prepare_features
+    from vat_nb.recognizer import Recognizer
+    recipe = recipe_of(names, store)
+    for stream in ("vit", "whisper"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
+    recipe |= dict(video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/whisper")
+    prepare_features(store, recipe)
+    model = new_model(recipe, store, store.usable())
+    Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
+    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fusion"]
+    assert np.allclose(Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02)
+    (tmp_path / "here").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="the encoder .*vit is not on this machine: copy vit into one of"): Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store)
+    (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
+    assert np.allclose(Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02)
+    other = Recognizer.from_pretrained(str(tmp_path / "checkpoint"), audio_encoder=names["base"])
+    with pytest.raises(ValueError, match="has other weights .* than the encoder that this model was trained with"): other.look(store)
+
+
+def test_features_that_others_computed(names, store, tmp_path):
+    "Train on a folder of .npy, with lacking, broken and mixed files each told in a sentence."
+    from vat_nb.core import ParameterError
+    from vat_nb.experiment import new_model
+    from vat_nb.inference import predict
+    from vat_nb.inputs import build_loader, can_corrupt, check_encoders, prepare_features
+    from vat_nb.recognizer import Recognizer
+    rng = np.random.default_rng(0)
+    for c in store.usable(): np.save(tmp_path / f"{c.id}.npy", rng.normal(size=(30, 7)).astype("f"))
+    recipe = recipe_of(names, store, audio_encoder=f"features:{tmp_path}")
+    check_encoders(recipe)
+    prepare_features(store, recipe)
+    model = new_model(recipe, store, store.usable())
+    assert len(predict(model, build_loader(store, store.usable(), recipe)).clips) == 6 and not can_corrupt(recipe)
+    with pytest.raises(ValueError, match="somebody else computed .* reads no videos"): Recognizer(model, store.task, recipe).look(store)
+    with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"): check_encoders(recipe | dict(video_encoder=None))
+    (tmp_path / f"{store.usable()[2].id}.npy").unlink()
+    with pytest.raises(ValueError, match="another digest"): prepare_features(store, recipe)
+
+
+def test_whisper_equals_the_library_on_real_weights(weights, javased):
+    "Token by token, at a clip's own length, every layer; and a batch of clips says what each says alone."
+    import transformers
+    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.media import read_clip
+    folder = weights / "whisper-tiny.en-encoder"
+    library = transformers.WhisperModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()
+    extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
+    waves = [torch.from_numpy(read_clip(p, fps=1, size=16).audio) for p in sorted((javased / "clips").glob("*.mp4"))[:3]]
+    batch = nn.utils.rnn.pad_sequence(waves, batch_first=True)
+    mask = torch.arange(batch.shape[1]) < torch.tensor([[len(w)] for w in waves])
+    positions = library.embed_positions
+    with torch.no_grad():
+        ours = {k: load_audio_backbone(f"hf:{folder}", k) for k in (1, 2, "last")}
+        for row, wave in enumerate(waves):
+            mel = extractor(wave.numpy() / 32768, sampling_rate=16000, padding="do_not_pad", return_tensors="pt").input_features
+            tokens = mel.shape[2] // 2
+            library.config.max_source_positions, library.embed_positions = tokens, nn.Embedding.from_pretrained(positions.weight[:tokens])
+            said = library(mel[..., :2 * tokens], output_hidden_states=True)
+            for layer, expected in ((1, said.hidden_states[1]), (2, said.hidden_states[2]), ("last", said.last_hidden_state)):
+                features, real = ours[layer](batch, mask)
+                assert int(real[row].sum()) == tokens
+                assert torch.allclose(features[row][real[row]], expected[0], atol=2e-3 * float(expected.abs().max()) + 1e-3), layer
+
+
+def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
+    import onnxruntime
+    from vat_nb.video_backbones import load_video_backbone
+    frames = torch.randint(0, 256, (2, 5, 3, 64, 64), dtype=torch.uint8)
+    eye = load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0)
+    session = onnxruntime.InferenceSession(str(weights / "emotion.onnx"))
+    expected = session.run(["features"], dict(frames=frames.flatten(0, 1).numpy().astype(np.float32) / 255))[0]
+    found, real = eye(frames, torch.ones(2, 5, dtype=torch.bool))
+    assert np.allclose(found.flatten(0, 1).numpy(), expected, atol=1e-4) and real.all()
+    assert load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0, options=dict(output="probabilities")).dim == 7
+
+
+def test_pretraining_needs_no_label(names, store, tmp_path):
+    "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
+    from vat_nb.experiment import split_clips
+    clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
+    bare = store._replace(clips=clips)
+    recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
+    split = split_clips(bare, recipe)
+    assert [c.id for c in split.held] == sorted(c.id for c in clips)[-2:] and len(split.unlabelled) == 4 and not split.tests
+    named = store._replace(clips=[replace(c, split="test" if i == 1 else "train") for i, c in enumerate(clips)])
+    assert [c.id for c in split_clips(named, recipe).held] == [clips[1].id]
+
+
+def test_named_pairs_say_what_they_need():
+    "Without a network and without the files: one sentence, with the way out. Every pair says its size and licence."
+    from vat_nb.core import encoder_pairs, read_recipe
+    from vat_nb.inputs import reads_features
+    pairs = encoder_pairs(PROJECT / "settings.ini")
+    assert {"small", "chinese", "multilingual"} <= set(pairs)
+    for name, said in pairs.items():
+        assert said["megabytes"] > 0 and said["licence"] and said["audio_encoder"] and said["video_encoder"], name
+        assert reads_features(read_recipe("mer23", encoders=name))
+    for dataset in ("mer23", "cheavd2", "muse_mimic", "manifest"):
+        assert reads_features(read_recipe(dataset)) and not reads_features(read_recipe(dataset, encoders="none"))
+    assert not reads_features(read_recipe("demo"))
 
 
 def test_without_a_network_it_says_so_at_once():
     "Only where there is none: the names are real."
-    from vat_nb.pretrained import load_audio, load_video
     import huggingface_hub
+    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.video_backbones import load_video_backbone
     try: huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
     except Exception: pass
     else: pytest.skip("there is a network")
-    for load, name in ((partial(load_video, fps=4), "hf:google/vit-base-patch16-224"), (load_audio, "hf:TencentGameMate/chinese-hubert-large"), (partial(load_video, fps=4), "timm:vit_small_patch16_224"),
-                       (partial(load_video, fps=4), "torchvision:vit_b_16"), (load_audio, "torchaudio:WAV2VEC2_BASE")):
+    for load, name in ((partial(load_video_backbone, fps=4), "hf:openai/clip-vit-large-patch14"), (load_audio_backbone, "hf:TencentGameMate/chinese-hubert-large"),
+                       (load_audio_backbone, "hf:openai/whisper-small"), (partial(load_video_backbone, fps=4), "timm:vit_small_patch16_224")):
         started = time.perf_counter()
-        with pytest.raises(ConnectionError, match=r"is not on this machine and could not be fetched .* copy it here by other means and name the copy, such as"): load(name)
+        with pytest.raises(ConnectionError, match=r"is not on this machine and could not be fetched .* copy it here by other means .* -p encoders none"): load(name)
         assert time.perf_counter() - started < 20, name  # the libraries alone take up to 47 s here
 
 
 def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch):
     import huggingface_hub
     import timm
-    import torchaudio
-    import torchvision
     from safetensors.torch import save_file
-    from vat_nb.pretrained import load_audio, load_video
+    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.video_backbones import load_video_backbone
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -153,71 +373,66 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
         (top / "refs" / "main").write_text("abc")
         for name, write in files.items(): write(top / "snapshots" / "abc" / name)
 
-    source = names["large"].removeprefix("hf:")
-    cached("someone/hubert", {n: partial(lambda n, to: to.write_bytes(open(f"{source}/{n}", "rb").read()), n) for n in ("config.json", "preprocessor_config.json", "model.safetensors")})
+    source = Path(names["large"].removeprefix("hf:"))
+    copied = {n: partial(lambda n, to: to.write_bytes((source / n).read_bytes()), n) for n in ("config.json", "preprocessor_config.json", "model.safetensors")}
+    cached("someone/hubert", copied)
     wave, mask = torch.randn(1, 4000), torch.ones(1, 4000, dtype=bool)
-    with torch.no_grad(): assert torch.equal(load_audio("hf:someone/hubert")(wave, mask)[0], load_audio(names["large"])(wave, mask)[0])
-
+    with torch.no_grad(): assert torch.equal(load_audio_backbone("hf:someone/hubert")(wave, mask)[0], load_audio_backbone(names["large"])(wave, mask)[0])
     net = timm.create_model("test_vit")
     cached(timm.get_pretrained_cfg("test_vit").hf_hub_id, {"model.safetensors": lambda to: save_file(net.state_dict(), to)})
-    ours = load_video("timm:test_vit", fps=4).model
+    ours = load_video_backbone("timm:test_vit", fps=4, layers="last").model
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in ours.state_dict().items())
-
-    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "torch"))
-    (tmp_path / "torch" / "checkpoints").mkdir(parents=True)
-    net = torchvision.models.vit_b_32()
-    torch.save(net.state_dict(), tmp_path / "torch" / "checkpoints" / torchvision.models.ViT_B_32_Weights.DEFAULT.url.rsplit("/")[-1])
-    assert torch.equal(load_video("torchvision:vit_b_32", fps=4).model.conv_proj.weight, net.conv_proj.weight)
-    params = dict(torchaudio.pipelines.HUBERT_BASE._params, encoder_num_layers=1)
-    monkeypatch.setitem(torchaudio.pipelines.HUBERT_BASE._params, "encoder_num_layers", 1)
-    net = torchaudio.models.wav2vec2_model(**params)
-    torch.save(net.state_dict(), tmp_path / "torch" / "checkpoints" / torchaudio.pipelines.HUBERT_BASE._path.rsplit("/")[-1])
-    heard = load_audio("torchaudio:HUBERT_BASE")
-    assert heard.apart and heard.eps is None and heard.dim == 768
-    with torch.no_grad(): assert torch.allclose(heard(wave, mask)[0], net.eval()(wave)[0], atol=1e-5)
 
 
 def test_half_precision_checkpoints_are_read_in_full(names, tmp_path):
     import transformers
-    from vat_nb.pretrained import load_audio
+    from vat_nb.audio_backbones import load_audio_backbone
     transformers.AutoModel.from_pretrained(names["base"].removeprefix("hf:")).half().save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
-    assert {p.dtype for p in load_audio(f"hf:{tmp_path}").parameters()} == {torch.float32}
+    assert {p.dtype for p in load_audio_backbone(f"hf:{tmp_path}").parameters()} == {torch.float32}
 
 
 def test_a_checkpoint_with_holes_is_refused(names, tmp_path):
     import shutil
     from safetensors.torch import load_file, save_file
-    from vat_nb.pretrained import load_video
+    from vat_nb.video_backbones import load_video_backbone
     shutil.copytree(names["vit"].removeprefix("hf:"), tmp_path / "vit")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file({k: v for k, v in weights.items() if ".1." not in k}, tmp_path / "vit" / "model.safetensors", metadata=dict(format="pt"))
-    with pytest.raises(ValueError, match="do not fit: .* are missing"): load_video(f"hf:{tmp_path / 'vit'}", fps=4)
+    with pytest.raises(ValueError, match="do not fit: .* are missing"): load_video_backbone(f"hf:{tmp_path / 'vit'}", fps=4)
 
 
 def test_mixed_precision_and_dropped_frames(names):
     "Under bf16 the shapes and masks stay; a frame that is not real in the middle of a clip changes nothing."
-    from vat_nb.pretrained import load_audio, load_video
+    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.video_backbones import load_video_backbone
     video, mask = (torch.rand(2, 7, 3, 32, 32) * 255).to(torch.uint8), torch.ones(2, 7, dtype=bool)
     mask[0, 3], mask[1, 5:] = False, False
     for name in ("vit", "mae"):
-        eye, other = load_video(names[name], 12.5).requires_grad_(False), video.clone()
+        eye, other = load_video_backbone(names[name], 12.5).requires_grad_(False), video.clone()
         other[~mask] = 7
         plain, real = eye(video, mask)
         assert torch.equal(eye(other, mask)[0], plain)
         with torch.autocast("cpu", torch.bfloat16): rough, _ = eye(video, mask)
         assert rough.dtype == torch.float32 and (rough - plain)[real].abs().max() < 0.2
     sound, amask = torch.randn(2, 5000), torch.arange(5000) < torch.tensor([[5000], [3000]])
-    for name in ("base", "large"):
-        ear = load_audio(names[name]).requires_grad_(False)
+    for name in ("base", "large", "whisper"):
+        ear = load_audio_backbone(names[name]).requires_grad_(False)
         with torch.autocast("cpu", torch.bfloat16): rough, real = ear(sound, amask)
         assert (rough - ear(sound, amask)[0])[real].abs().max() < 0.3
 
 
 def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
-    from vat_nb.pretrained import audio_encoder
-    student = audio_encoder(names["large"], 32, 4)
+    student = audio_encoder(names["large"])
     teacher = copy.deepcopy(copy.deepcopy(nn.ModuleList([student])))[0]
     student.to(torch.float64).to(torch.float32)
     for k, p in student.backbone.named_parameters(): assert dict(teacher.backbone.named_parameters())[k] is p
     assert teacher.state_dict().keys() == student.state_dict().keys()
+
+
+def test_exported_features_are_read_back(names, store, tmp_path):
+    from vat_nb.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
+    folder = cache_features(EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache")
+    assert export_features(folder, tmp_path / "npy") == 6
+    assert json.loads((tmp_path / "npy" / "times.json").read_text())["layers"] == "last4"
+    for c in store.usable(): assert torch.equal(FolderSource(tmp_path / "npy", store).read(c).values, CachedSource(folder).read(c).values)

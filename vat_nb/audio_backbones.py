@@ -138,7 +138,7 @@ def normalize_wave(
     centred = torch.where(mask, wave - torch.where(mask, wave, 0).sum(1, keepdim=True) / n, 0)
     return centred / (centred.square().sum(1, keepdim=True) / n + 1e-7).sqrt()
 
-# %% ../nbs/10f_audio_backbones.ipynb #00a28830
+# %% ../nbs/10f_audio_backbones.ipynb #dfd7169e
 class WhisperBackbone(AudioBackbone):
     "Whisper's encoder, at a clip's own length."
 
@@ -177,7 +177,8 @@ class WhisperBackbone(AudioBackbone):
         "The spectrogram of a clip at its own length, by the library's own extractor."
         short = self.extractor.n_fft // 2 + 1 - len(wave)  # it mirrors so many samples at both ends
         x = F.pad(wave, (0, max(short, 0))).cpu().numpy()
-        found = self.extractor(x, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt", device=str(wave.device))
+        with torch.autocast(wave.device.type, enabled=False):  # its logarithms need more digits than layers do
+            found = self.extractor(x, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt", device=str(wave.device))
         return found.input_features[0].to(wave.device)
 
 # %% ../nbs/10f_audio_backbones.ipynb #4b2ae8ee

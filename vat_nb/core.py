@@ -258,7 +258,7 @@ def notebook_recipe(
     for name in given:
         if name not in known: raise ParameterError(f"unknown parameter {name!r}: {suggest(name, known)}")
     recipe = read_recipe(names["dataset"], encoders=names["encoders"] if "encoders" in given else None) | own
-    typed = lambda k: parse_value(names[k]) if isinstance(names[k], str) and not isinstance(own.get(k, ""), str) else names[k]  # papermill's -p has no lists
+    typed = lambda k: parse_value(names[k]) if isinstance(names[k], str) and not isinstance(recipe[k], str) else names[k]  # papermill's -p has no lists
     recipe |= check_parameters({k: typed(k) for k in given - {"dataset"} if names.get(k) is not None}, recipe)
     home = find_settings().parent
     return {k: _placed(home, v) if k in PATHS else v for k, v in recipe.items()}

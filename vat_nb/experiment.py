@@ -26,7 +26,7 @@ from .ensemble import load_predictions, save_predictions
 from .layers import prepare_blocks
 from .faces import choose_detector
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth
-from .inputs import build_loader, check_encoders, layouts, model_config, prepare_features, reads_features, set_scales
+from .inputs import build_loader, check_available, check_encoders, layouts, model_config, prepare_features, reads_features, set_scales
 from .loading import hold_out
 from .model import VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
@@ -110,6 +110,7 @@ def open_release(
     if recipe["synthetic"] and not stored: write_demo(root, recipe["seed"], layout=recipe["layout"])
     if not far and (root.is_dir() or not stored):
         check(release := read_release(recipe["layout"], root, recipe["release"]))  # before hours of reading
+        if not stored: check_available(recipe)
         with dask_client(recipe["scheduler"]) as client:
             preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))
     data = open_store(store)

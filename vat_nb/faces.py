@@ -129,4 +129,4 @@ def choose_detector(
     "Take YuNet where its file is there or can be fetched, else the cascade: on 16 real clips of MER2023 YuNet missed no face and the cascade three."
     try: return "yunet", f"faces are found by YuNet ({fetch_yunet(folder, url, YUNET_SHA256)})"
     except (ConnectionError, ValueError) as e:
-        return "cascade", f"faces are found by OpenCV's cascade, which misses more of them than YuNet: {str(e).partition(':')[0]}. Put {url.rsplit('/', 1)[-1]} into {folder}, or name the file (-p faces FILE)"
+        return "cascade", f"faces are found by OpenCV's cascade, which misses more of them than YuNet: {str(e).partition(': ')[0]}. Put {url.rsplit('/', 1)[-1]} into {folder}, or name the file (-p faces FILE)"

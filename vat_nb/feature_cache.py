@@ -332,7 +332,7 @@ def useful_processes(
     room = int(psutil.virtual_memory().available // max(3 * bytes_each + 500 * 2**20, 1))
     return max(min(wanted or cores, clips // 32, room), 1)
 
-# %% ../nbs/10i_feature_cache.ipynb #07060ca8
+# %% ../nbs/10i_feature_cache.ipynb #1e3b5bfc
 def cache_features(
     spec: EncoderSpec,
     store: Store,
@@ -344,7 +344,11 @@ def cache_features(
 ) -> Path:  # the folder
     "Write the features of whole clips; what is there and not older than its clip is left alone. Raises ValueError when the folder has others, OSError when the disk has no room."
     folder = Path(folder) if folder else cache_folder(store.path, spec)
-    source, record = open_source(spec, store, device)
+    try: source, record = open_source(spec, store, device)
+    except (ConnectionError, FileNotFoundError) as e:
+        if not (folder / "settings.json").is_file() or _unfinished(store, clips, folder): raise
+        tqdm.write(f"all {spec.stream} features are there, and are used without their encoder ({e})")
+        return folder
     if (folder / "settings.json").is_file():
         if other := read_record(folder).differs(record):
             raise ValueError(f"the features in {folder} were made with another {' and another '.join(other)} (there: {read_record(folder).spec.name}): remove that folder, or take another encoder")

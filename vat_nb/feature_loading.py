@@ -54,7 +54,7 @@ def apply_scale(
     row = torch.arange(len(x)).clamp(max=STATISTICS)
     return ((x - scale.mean[row]) / scale.std[row]).clamp(-10, 10).reshape(features.shape)
 
-# %% ../nbs/10j_feature_loading.ipynb #bbc0ef13
+# %% ../nbs/10j_feature_loading.ipynb #35a625cc
 class FeatureDataset(ClipDataset):
     "Windows of features: `dataset[row, first_frame]`."
 
@@ -69,12 +69,18 @@ class FeatureDataset(ClipDataset):
         super().__init__(store, clips, frames)
         self.sources, self.speakers = (video, audio), speakers
         self.dropped = tuple(s in dropped for s in ("video", "audio"))
+        self.whole: dict[tuple[int, str], np.ndarray] = {}  # clips that fit into a window are the same in every epoch
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:  # frames and wave are [2 + N, D]: mean, standard deviation, then moment by moment
         row, start = item
         clip, classes = self.clips[row], self.store.task.classes
-        video, audio = (self._window(k, clip, start) for k in range(2))
+        fits = self.lengths[row] <= self.frames
+        video, audio = (self._whole(k, clip) if fits else self._window(k, clip, start) for k in range(2))
         return Sample(video, audio, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
+
+    def _whole(self, stream: int, clip: Clip) -> np.ndarray:
+        if (stream, clip.id) not in self.whole: self.whole[stream, clip.id] = self._window(stream, clip, 0)
+        return self.whole[stream, clip.id]
 
     def _window(self, stream: int, clip: Clip, start: int) -> np.ndarray:
         found = self.sources[stream].read(clip)

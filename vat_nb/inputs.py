@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STREAMS', 'MODEL_DEFAULTS', 'SCALE_CLIPS', 'encoder_spec', 'reads_features', 'can_corrupt', 'check_encoders',
-           'prepare_features', 'cached_source', 'load_backbone', 'layouts', 'build_loader', 'model_config',
-           'set_scales']
+           'check_available', 'prepare_features', 'cached_source', 'load_backbone', 'layouts', 'build_loader',
+           'model_config', 'set_scales', 'clip_statistics']
 
-# %% ../nbs/19a_inputs.ipynb #c1dc840c
+# %% ../nbs/19a_inputs.ipynb #e3e598e5
 import json
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -20,6 +20,7 @@ from .core import Clip, ParameterError
 from .corrupt import Condition, Noise, babble
 from .feature_cache import (BackboneSource, CachedSource, EncoderSpec, FeatureSource, cache_features, cache_folder,
                                   read_record)
+from .feature_encoder import STATISTICS
 from .feature_loading import FeatureDataset, Scale, feature_loader, speaker_scales
 from .feature_layout import FeatureLayout
 from .inference import under
@@ -31,7 +32,7 @@ from .tuning import PretrainedEncoder
 from .video_backbones import VideoBackbone
 from .audio_backbones import AudioBackbone
 
-# %% ../nbs/19a_inputs.ipynb #89ea4b20
+# %% ../nbs/19a_inputs.ipynb #2e5914d1
 STREAMS = ("video", "audio")
 
 
@@ -75,6 +76,13 @@ def check_encoders(recipe: dict[str, Any]) -> None:
     if "://" in r["store"]: raise ParameterError("features are kept beside the store, and this one is far away: copy it here first, or set cache_features to False")
     if r["augment_image"] or r["augment_wave"]:
         raise ParameterError("features are of clips as they are: set augment_image and augment_wave to 0 (a pair does: -p encoders small), or cache_features to False")
+
+
+def check_available(recipe: dict[str, Any]) -> None:
+    "Load the encoders of a recipe, before hours of reading. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
+    for stream in STREAMS:
+        spec = encoder_spec(recipe, stream)
+        if spec and spec.computed: load_backbone(spec, recipe["fps"])
 
 # %% ../nbs/19a_inputs.ipynb #37c3bc48
 def prepare_features(
@@ -177,3 +185,13 @@ def set_scales(
         batches = [(getattr(b, stream), getattr(b, mask)) for b in build_loader(store, chosen, recipe | dict(workers=0, batch_size=16))]
         if live: encoder.features.set_scale([encoder.read(*b) for b in batches])
         else: encoder.set_scale(batches)
+
+# %% ../nbs/19a_inputs.ipynb #277602a9
+def clip_statistics(
+    store: Store, clips: list[Clip],
+    recipe: dict[str, Any],  # of a model that reads features
+) -> dict[str, np.ndarray]:  # stream -> [N, 2 D] mean, then standard deviation over the clip; zeros where there is nothing
+    "Mean and deviation of the features of whole clips."
+    whole = max([1, *(round(d * store.settings["fps"]) for d in store.ledger.loc[[c.id for c in clips], "duration"])])
+    loader = build_loader(store, clips, recipe | dict(workers=0, frames=whole, against_speaker=False))
+    return {s: torch.cat([getattr(b, s)[:, :STATISTICS].flatten(1) for b in loader]).numpy() for s in STREAMS}

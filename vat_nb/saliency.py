@@ -405,15 +405,15 @@ def show_heat(
 # %% ../nbs/20c_saliency.ipynb #530d7ab5
 def show_attention(
     model: VAT,
-    batch: Batch,  # of one clip
+    clip: Batch | Piece,  # a batch of one clip; of a model that reads features a piece, see `read_piece`
     title: str = "",
     layer: int | None = -1,  # of the fusion; None averages them
     reader: str = "the sound",  # or "[CLS]"
 ) -> np.ndarray:  # [6, 2] axes, see `new_panel`
     "Frames under the heat of attention, the sound, and sound against picture. Raises ValueError when the clip lacks one of them."
-    seen = look(model, batch)
-    frames, wave = batch.video[0][batch.vmask[0]].movedim(1, -1).cpu().numpy(), batch.audio[0][batch.amask[0]].cpu().numpy()
-    piece = Piece(frames, wave, model.video.fps, batch)
+    if isinstance(clip, Piece): piece = clip
+    else: piece = Piece(clip.video[0][clip.vmask[0]].movedim(1, -1).cpu().numpy(), clip.audio[0][clip.amask[0]].cpu().numpy(), model.video.fps, clip)
+    seen = look(model, piece.batch.to(model.temperature.device))
     layer = layer if layer is None else range(len(seen.cross))[layer]
     return show_heat(seen, lay_out(seen, averaged(raw(seen), layer), READERS[reader]), piece, show_piece(piece, new_panel()), title, even=True)
 

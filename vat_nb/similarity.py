@@ -26,7 +26,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 from .core import Clip, Tokens
-from .inputs import MODEL_DEFAULTS, build_loader
+from .inputs import MODEL_DEFAULTS, build_loader, reads_features
 from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
@@ -348,7 +348,7 @@ class Looks:
         device: str = "cpu",
     ):
         self.run, self.most, self.device, self.known = run, most, device, {}
-        self.store = run.store if run.store.change or not run.recipe["against_speaker"] else run.store._replace(change=against_speakers(run.store, run.store.usable()))
+        self.store = run.store if run.store.change or not run.recipe["against_speaker"] or reads_features(MODEL_DEFAULTS | ADDED | run.recipe) else run.store._replace(change=against_speakers(run.store, run.store.usable()))
         whole = run.store.path.resolve() != (run.folder / "clips").resolve()
         self.parts = [KEPT, *(sorted({c.split for c in run.store.clips}) if whole else ())]
 
