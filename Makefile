@@ -38,9 +38,10 @@ preprocess features benchmark crossval ablation semisupervised sweep soak alignm
 	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb
 
-# the table in the README
+# docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup
-	$(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
+	$(BIN)/python -m vat_nb.results
+	test ! -f $(OUT)/metrics.json || $(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
 
 # two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line
 test: export OMP_NUM_THREADS = 1

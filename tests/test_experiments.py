@@ -86,7 +86,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     assert found["recipe"]["video_encoder"] == names["vit"] and 0 <= found["matching_auc"] <= 1 and set(found["matching"]) >= {"another clip's", "its own, shifted"}
     assert [r["k"] for r in found["retrieval"]] == [1, 5, 10] and found["held_out"] > 0
     conditions = pd.read_csv(out / "robustness.csv")
-    assert len(conditions) == 33 and (out / "figures/attention.png").exists()
+    assert len(conditions) == 36 and (out / "figures/attention.png").exists()
     cached = {p: p.stat().st_mtime_ns for p in (tmp_path.parent).rglob("features/*/clips/*.safetensors")}
     model = Recognizer.from_pretrained(str(out / "checkpoint"))
     video = next(small_release.rglob("*.mp4"))

@@ -1,4 +1,4 @@
-"Pretrained encoders in the whole model: training, checkpoints, caches of the libraries and of features, real weights, and no network."
+"Pretrained encoders in the whole model: training, checkpoints, caches, features, real weights, and no network."
 import copy
 import json
 import time
@@ -14,8 +14,9 @@ from torch import nn
 
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 SPEECH = dict(conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **SMALL)
-WHISPER = dict(vocab_size=8, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, decoder_layers=1, decoder_attention_heads=1,
-               decoder_ffn_dim=8, max_target_positions=8, pad_token_id=0)
+WHISPER = dict(
+    vocab_size=8, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, decoder_layers=1,
+    decoder_attention_heads=1, decoder_ffn_dim=8, max_target_positions=8, pad_token_id=0)
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +25,24 @@ def names(tmp_path_factory):
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()
     top, made = tmp_path_factory.mktemp("models"), {}
-    vit, speech = transformers.ViTImageProcessor(size=dict(height=32, width=32)), transformers.Wav2Vec2FeatureExtractor()
+    vit, speech = (
+        transformers.ViTImageProcessor(size=dict(height=32, width=32)),
+        transformers.Wav2Vec2FeatureExtractor(),
+    )
     mae = transformers.VideoMAEImageProcessor(size=dict(shortest_edge=32), crop_size=dict(height=32, width=32))
     large = transformers.HubertConfig(**SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0)
-    for name, model, processor in (("vit", transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=16, **SMALL)), vit),
-                                   ("mae", transformers.VideoMAEModel(transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)), mae),
-                                   ("base", transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SPEECH)), speech),
-                                   ("large", transformers.HubertModel(large), speech),
-                                   ("whisper", transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)), transformers.WhisperFeatureExtractor())):
+    for name, model, processor in (
+        ("vit", transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=16, **SMALL)), vit),
+        ("mae", transformers.VideoMAEModel(
+            transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)), mae),
+        ("base", transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SPEECH)), speech),
+        ("large", transformers.HubertModel(large), speech),
+        (
+            "whisper",
+            transformers.WhisperModel(transformers.WhisperConfig(**WHISPER)),
+            transformers.WhisperFeatureExtractor(),
+        ),
+    ):
         model.save_pretrained(top / name)
         processor.save_pretrained(top / name)
         made[name] = f"hf:{top / name}"
@@ -83,7 +94,7 @@ def batch_of(store, frames=24):
 @pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("video, audio, grid", [("vit", "large", 2), ("mae", "base", 1), ("vit", "whisper", 1)])
 def test_training_teaches_what_it_should(names, store, video, audio, grid, tune):
-    "One step of pretraining and one of fine-tuning: what is fixed stays, what is trained moves, the teacher follows, a checkpoint comes back."
+    "A step of pretraining and of fine-tuning: fixed stays, trained moves, the teacher follows, a checkpoint returns."
     from vat_nb.momentum import update_teacher
     from vat_nb.training import Finetune, Goals, Pretrain, make_optimizer
     torch.manual_seed(0)
@@ -91,7 +102,10 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
     batch = batch_of(store)
     for objective in (Pretrain(make(), queue=8, goals=Goals(masked=0.0)), Finetune(make())):
         student, teacher = objective.student.train(), objective.teacher
-        before, taught = {k: v.detach().clone() for k, v in student.named_parameters()}, {k: v.detach().clone() for k, v in teacher.named_parameters()}
+        before, taught = (
+            {k: v.detach().clone() for k, v in student.named_parameters()},
+            {k: v.detach().clone() for k, v in teacher.named_parameters()},
+        )
         optimizer = make_optimizer(student)
         for _ in range(2):  # LoRA's first matrices move once the second ones are not zero
             optimizer.zero_grad()
@@ -104,15 +118,20 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         if tune == "frozen": assert not moved & backbone
         if tune == "lora": assert moved & backbone and all("lora_" in k for k in moved & backbone)
         if tune == "full": assert len(moved & backbone) > 0.7 * len(backbone)
-        assert all(("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone), "frozen weights are shared, trained ones are not"
+        assert all(
+            ("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone
+        ), "frozen weights are shared, trained ones are not"
         assert all(not torch.equal(taught[k], teacher_now[k]) for k in moved)
         state = objective.state_dict()
         saved = {k for k in state if ".backbone." in k}
         if tune == "frozen": assert not saved
         if tune == "lora": assert saved and all("lora_" in k for k in saved)
-        other = type(objective)(make(), **(dict(queue=8, goals=Goals(masked=0.0)) if isinstance(objective, Pretrain) else {}))
+        other = type(objective)(
+            make(), **(dict(queue=8, goals=Goals(masked=0.0)) if isinstance(objective, Pretrain) else {})
+        )
         other.load_state_dict({k: v.clone() for k, v in state.items()})
-        with torch.no_grad(): assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
+        with torch.no_grad():
+            assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
 
 
 def test_attention_can_be_drawn(names, store):
@@ -122,13 +141,19 @@ def test_attention_can_be_drawn(names, store):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
         seen = look(model, one)
         heat, frames = lay_out(seen, averaged(raw(seen))), int(one.vmask.sum())
-        assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (int(one.amask.sum() - 80) // 320, len(heat.places))
+        assert (
+            heat.places.shape == (-(-frames // moments), grid, grid)
+            and heat.time.shape == (int(one.amask.sum() - 80) // 320, len(heat.places))
+        )
         show_attention(model, one)
 
 
 def recipe_of(names, store, **more):
     from vat_nb.core import read_recipe
-    base = read_recipe("features") | dict(video_encoder=names["vit"], audio_encoder=names["whisper"], store=str(store.path), fps=12.5, image=32, frames=24, batch_size=3)
+    base = read_recipe("features") | dict(
+        video_encoder=names["vit"], audio_encoder=names["whisper"], store=str(store.path),
+        fps=12.5, image=32, frames=24, batch_size=3,
+    )
     return base | more
 
 
@@ -140,7 +165,10 @@ def test_small_model_trains_on_cached_features(names, store):
     folders = prepare_features(store, recipe)
     assert set(folders) == {"video", "audio"} and all(len(list((f / "clips").iterdir())) == 6 for f in folders.values())
     torch.manual_seed(0)
-    objective, loader = Finetune(new_model(recipe, store, store.usable())), build_loader(store, store.usable(), recipe, shuffle=True)
+    objective, loader = (
+        Finetune(new_model(recipe, store, store.usable())),
+        build_loader(store, store.usable(), recipe, shuffle=True),
+    )
     history = fit(objective, loader, make_accelerator("cpu", seed=0), epochs=20, how=Schedule(lr=3e-3))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
@@ -160,11 +188,13 @@ def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
     assert {n for n, t in later.items() if t != now[n]} == {f"{clips[0].id}.safetensors"}
     assert not [p for p in (tmp_path / "clips").iterdir() if p.name.startswith(".")]
     for other, what in ((replace(spec, layers="last"), "layers"), (EncoderSpec("video", names["vit"]), "digest")):
-        with pytest.raises(ValueError, match=f"were made with another .*{what}"): cache_features(other, store, clips, tmp_path)
+        with pytest.raises(ValueError, match=f"were made with another .*{what}"):
+            cache_features(other, store, clips, tmp_path)
     assert cache_folder(store.path, spec) != cache_folder(store.path, replace(spec, rate=2.0))
     broken = tmp_path / "clips" / f"{clips[1].id}.safetensors"
     broken.write_bytes(broken.read_bytes()[:-7])
-    with pytest.raises(ValueError, match="is no file of features .* delete it and run again"): CachedSource(tmp_path).read(clips[1])
+    with pytest.raises(ValueError, match="is no file of features .* delete it and run again"):
+        CachedSource(tmp_path).read(clips[1])
 
 
 def test_two_processes_write_what_one_does(names, store, tmp_path):
@@ -184,7 +214,11 @@ def test_no_room_no_start(names, store, tmp_path, monkeypatch):
     from collections import namedtuple
     from vat_nb import feature_cache
     from vat_nb.feature_cache import EncoderSpec, cache_features
-    monkeypatch.setattr(feature_cache.shutil, "disk_usage", lambda folder: namedtuple("usage", "total used free")(2**30, 2**30 - 2**20, 2**20))
+    monkeypatch.setattr(
+        feature_cache.shutil,
+        "disk_usage",
+        lambda folder: namedtuple("usage", "total used free")(2**30, 2**30 - 2**20, 2**20),
+    )
     with pytest.raises(OSError, match="would take .* MB, and the disk of .* has 1 MB: make room, lower feature_rate"):
         cache_features(EncoderSpec("audio", names["whisper"]), store, store.usable(), tmp_path)
     assert not list((tmp_path / "clips").iterdir())
@@ -203,9 +237,17 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
     clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
     for clip, frames, samples in zip(clips, (10, 10, 0, 2), (16000, 0, 16000, 200)):
-        media = Media([jpeg] * frames, (np.arange(frames) + 0.5) / 10, (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16), max(frames / 10, samples / 16000), (), "", None)
+        media = Media(
+            [jpeg] * frames,
+            (np.arange(frames) + 0.5) / 10,
+            (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16),
+            max(frames / 10, samples / 16000), (), "", None,
+        )
         write_stored(tmp_path / "clips" / f"{clip.id}.safetensors", media)
-        rows.append(dict.fromkeys(LEDGER, "") | dict(id=clip.id, split="train", status="ok", duration=media.duration, frames=frames, samples=samples, size=1, mtime=1, settings="0" * 12))
+        rows.append(dict.fromkeys(LEDGER, "") | dict(
+            id=clip.id, split="train", status="ok", duration=media.duration, frames=frames, samples=samples,
+            size=1, mtime=1, settings="0" * 12,
+        ))
     append_rows(tmp_path, rows)
     write_clips(tmp_path, clips, MER23, dict(fps=10.0, size=32, quality=90, faces=None))
     store = open_store(tmp_path)
@@ -213,7 +255,10 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     prepare_features(store, recipe)
     assert "1 clips are too short for one feature" in "".join(capsys.readouterr())
     batch = next(iter(build_loader(store, clips, recipe | dict(batch_size=4))))
-    assert batch.vmask.any(1).tolist() == [True, True, False, True] and batch.amask.any(1).tolist() == [True, False, True, False]
+    assert (
+        batch.vmask.any(1).tolist() == [True, True, False, True]
+        and batch.amask.any(1).tolist() == [True, False, True, False]
+    )
     found = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
     assert np.isfinite(found.logits["fusion"]).all() and len(found.clips) == 4
 
@@ -229,14 +274,20 @@ def test_garbage_in_padding_and_company_change_nothing(names, store):
     spoil = lambda x, m: torch.where(m.reshape(*m.shape, *[1] * (x.ndim - 2)), x, torch.full_like(x, torch.nan))
     with torch.no_grad():
         plain = model(batch).fusion.logits
-        spoilt = model(batch._replace(video=spoil(batch.video, batch.vmask), audio=spoil(batch.audio, batch.amask))).fusion.logits
+        spoilt = model(
+            batch._replace(video=spoil(batch.video, batch.vmask), audio=spoil(batch.audio, batch.amask))
+        ).fusion.logits
         alone = torch.cat([model(next(iter(build_loader(store, [c], recipe)))).fusion.logits for c in store.usable()])
         turned = model(batch.keep(torch.arange(5, -1, -1))).fusion.logits.flip(0)
-    assert torch.allclose(plain, spoilt, atol=1e-5) and torch.allclose(plain, alone, atol=1e-5) and torch.allclose(plain, turned, atol=1e-5)
+    assert (
+        torch.allclose(plain, spoilt, atol=1e-5)
+        and torch.allclose(plain, alone, atol=1e-5)
+        and torch.allclose(plain, turned, atol=1e-5)
+    )
 
 
 def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
-    "On another machine the encoder lies elsewhere; another one of the same name is refused, and a missing one is named."
+    "On another machine the encoder lies elsewhere; another of the same name is refused, and a missing one is named."
     import shutil
     from vat_nb.experiment import new_model
     from vat_nb.inference import predict
@@ -249,13 +300,19 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
     model = new_model(recipe, store, store.usable())
     Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
     expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fusion"]
-    assert np.allclose(Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02)
+    assert np.allclose(
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02
+    )
     (tmp_path / "here").rename(tmp_path / "gone")
-    with pytest.raises(FileNotFoundError, match="the encoder .*vit is not on this machine: copy vit into one of"): Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store)
+    with pytest.raises(FileNotFoundError, match="the encoder .*vit is not on this machine: copy vit into one of"):
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store)
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
-    assert np.allclose(Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02)
+    assert np.allclose(
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02
+    )
     other = Recognizer.from_pretrained(str(tmp_path / "checkpoint"), audio_encoder=names["base"])
-    with pytest.raises(ValueError, match="has other weights .* than the encoder that this model was trained with"): other.look(store)
+    with pytest.raises(ValueError, match="has other weights .* than the encoder that this model was trained with"):
+        other.look(store)
 
 
 def test_features_that_others_computed(names, store, tmp_path):
@@ -272,8 +329,10 @@ def test_features_that_others_computed(names, store, tmp_path):
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable())
     assert len(predict(model, build_loader(store, store.usable(), recipe)).clips) == 6 and not can_corrupt(recipe)
-    with pytest.raises(ValueError, match="somebody else computed .* reads no videos"): Recognizer(model, store.task, recipe).look(store)
-    with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"): check_encoders(recipe | dict(video_encoder=None))
+    with pytest.raises(ValueError, match="somebody else computed .* reads no videos"):
+        Recognizer(model, store.task, recipe).look(store)
+    with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"):
+        check_encoders(recipe | dict(video_encoder=None))
     (tmp_path / f"{store.usable()[2].id}.npy").unlink()
     with pytest.raises(ValueError, match="another digest"): prepare_features(store, recipe)
 
@@ -286,21 +345,33 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
     folder = weights / "whisper-tiny.en-encoder"
     library = transformers.WhisperModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
-    waves = [torch.from_numpy(read_clip(p, fps=1, size=16).audio) for p in sorted((javased / "clips").glob("*.mp4"))[:3]]
+    waves = [
+        torch.from_numpy(read_clip(p, fps=1, size=16).audio) for p in sorted((javased / "clips").glob("*.mp4"))[:3]
+    ]
     batch = nn.utils.rnn.pad_sequence(waves, batch_first=True)
     mask = torch.arange(batch.shape[1]) < torch.tensor([[len(w)] for w in waves])
     positions = library.embed_positions
     with torch.no_grad():
         ours = {k: load_audio_backbone(f"hf:{folder}", k) for k in (1, 2, "last")}
         for row, wave in enumerate(waves):
-            mel = extractor(wave.numpy() / 32768, sampling_rate=16000, padding="do_not_pad", return_tensors="pt").input_features
+            mel = extractor(
+                wave.numpy() / 32768, sampling_rate=16000, padding="do_not_pad", return_tensors="pt"
+            ).input_features
             tokens = mel.shape[2] // 2
-            library.config.max_source_positions, library.embed_positions = tokens, nn.Embedding.from_pretrained(positions.weight[:tokens])
+            library.config.max_source_positions, library.embed_positions = (
+                tokens, nn.Embedding.from_pretrained(positions.weight[:tokens]),
+            )
             said = library(mel[..., :2 * tokens], output_hidden_states=True)
-            for layer, expected in ((1, said.hidden_states[1]), (2, said.hidden_states[2]), ("last", said.last_hidden_state)):
+            for layer, expected in (
+                (1, said.hidden_states[1]),
+                (2, said.hidden_states[2]),
+                ("last", said.last_hidden_state),
+            ):
                 features, real = ours[layer](batch, mask)
                 assert int(real[row].sum()) == tokens
-                assert torch.allclose(features[row][real[row]], expected[0], atol=2e-3 * float(expected.abs().max()) + 1e-3), layer
+                assert torch.allclose(
+                    features[row][real[row]], expected[0], atol=2e-3 * float(expected.abs().max()) + 1e-3
+                ), layer
 
 
 def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
@@ -322,7 +393,11 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
     bare = store._replace(clips=clips)
     recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
     split = split_clips(bare, recipe)
-    assert [c.id for c in split.held] == sorted(c.id for c in clips)[-2:] and len(split.unlabelled) == 4 and not split.tests
+    assert (
+        [c.id for c in split.held] == sorted(c.id for c in clips)[-2:]
+        and len(split.unlabelled) == 4
+        and not split.tests
+    )
     named = store._replace(clips=[replace(c, split="test" if i == 1 else "train") for i, c in enumerate(clips)])
     assert [c.id for c in split_clips(named, recipe).held] == [clips[1].id]
 
@@ -349,10 +424,18 @@ def test_without_a_network_it_says_so_at_once():
     try: huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
     except Exception: pass
     else: pytest.skip("there is a network")
-    for load, name in ((partial(load_video_backbone, fps=4), "hf:openai/clip-vit-large-patch14"), (load_audio_backbone, "hf:TencentGameMate/chinese-hubert-large"),
-                       (load_audio_backbone, "hf:openai/whisper-small"), (partial(load_video_backbone, fps=4), "timm:vit_small_patch16_224")):
+    for load, name in (
+        (partial(load_video_backbone, fps=4), "hf:openai/clip-vit-large-patch14"),
+        (load_audio_backbone, "hf:TencentGameMate/chinese-hubert-large"),
+        (load_audio_backbone, "hf:openai/whisper-small"),
+        (partial(load_video_backbone, fps=4), "timm:vit_small_patch16_224"),
+    ):
         started = time.perf_counter()
-        with pytest.raises(ConnectionError, match=r"is not on this machine and could not be fetched .* copy it here by other means .* -p encoders none"): load(name)
+        with pytest.raises(
+            ConnectionError,
+            match=r"is not on this machine and could not be fetched .* copy it here by other means .* -p encoders none",
+        ):
+            load(name)
         assert time.perf_counter() - started < 20, name  # the libraries alone take up to 47 s here
 
 
@@ -374,12 +457,20 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
         for name, write in files.items(): write(top / "snapshots" / "abc" / name)
 
     source = Path(names["large"].removeprefix("hf:"))
-    copied = {n: partial(lambda n, to: to.write_bytes((source / n).read_bytes()), n) for n in ("config.json", "preprocessor_config.json", "model.safetensors")}
+    copied = {
+        n: partial(lambda n, to: to.write_bytes((source / n).read_bytes()), n)
+        for n in ("config.json", "preprocessor_config.json", "model.safetensors")
+    }
     cached("someone/hubert", copied)
     wave, mask = torch.randn(1, 4000), torch.ones(1, 4000, dtype=bool)
-    with torch.no_grad(): assert torch.equal(load_audio_backbone("hf:someone/hubert")(wave, mask)[0], load_audio_backbone(names["large"])(wave, mask)[0])
+    with torch.no_grad():
+        assert torch.equal(
+            load_audio_backbone("hf:someone/hubert")(wave, mask)[0], load_audio_backbone(names["large"])(wave, mask)[0]
+        )
     net = timm.create_model("test_vit")
-    cached(timm.get_pretrained_cfg("test_vit").hf_hub_id, {"model.safetensors": lambda to: save_file(net.state_dict(), to)})
+    cached(
+        timm.get_pretrained_cfg("test_vit").hf_hub_id, {"model.safetensors": lambda to: save_file(net.state_dict(), to)}
+    )
     ours = load_video_backbone("timm:test_vit", fps=4, layers="last").model
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in ours.state_dict().items())
 
@@ -398,8 +489,13 @@ def test_a_checkpoint_with_holes_is_refused(names, tmp_path):
     from vat_nb.video_backbones import load_video_backbone
     shutil.copytree(names["vit"].removeprefix("hf:"), tmp_path / "vit")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
-    save_file({k: v for k, v in weights.items() if ".1." not in k}, tmp_path / "vit" / "model.safetensors", metadata=dict(format="pt"))
-    with pytest.raises(ValueError, match="do not fit: .* are missing"): load_video_backbone(f"hf:{tmp_path / 'vit'}", fps=4)
+    save_file(
+        {k: v for k, v in weights.items() if ".1." not in k},
+        tmp_path / "vit" / "model.safetensors",
+        metadata=dict(format="pt"),
+    )
+    with pytest.raises(ValueError, match="do not fit: .* are missing"):
+        load_video_backbone(f"hf:{tmp_path / 'vit'}", fps=4)
 
 
 def test_mixed_precision_and_dropped_frames(names):
@@ -432,7 +528,10 @@ def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
 
 def test_exported_features_are_read_back(names, store, tmp_path):
     from vat_nb.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
-    folder = cache_features(EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache")
+    folder = cache_features(
+        EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache"
+    )
     assert export_features(folder, tmp_path / "npy") == 6
     assert json.loads((tmp_path / "npy" / "times.json").read_text())["layers"] == "last4"
-    for c in store.usable(): assert torch.equal(FolderSource(tmp_path / "npy", store).read(c).values, CachedSource(folder).read(c).values)
+    for c in store.usable():
+        assert torch.equal(FolderSource(tmp_path / "npy", store).read(c).values, CachedSource(folder).read(c).values)

@@ -62,3 +62,13 @@ def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
     kinds, apart = ("", ".md", ".ini", ".toml", ".py", ".ipynb"), {".venv", ".git", "runs", "data", "tests"}
     shipped = [p for p in PROJECT.rglob("*") if p.suffix in kinds and p.is_file() and not apart & set(p.parts)]
     assert not [p for p in shipped if re.search(r"token\s*=\s*(''|\"\")", p.read_text(errors="ignore"))]
+
+
+def test_new_notebooks_have_short_lines():
+    "120 columns in the notebooks of pretrained encoders and what came after; the others follow."
+    names = [p for p in sorted((PROJECT / "nbs").glob("*.ipynb")) if re.match(r"(10[b-j]|19a|21b|24)_|features", p.name)]
+    assert len(names) >= 13
+    for path in names:
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            long = [line for line in "".join(cell["source"]).splitlines() if len(line) > 120]
+            assert cell["cell_type"] == "markdown" or not long, f"{path.name}: {long[0][:80]}..."

@@ -57,5 +57,6 @@ from .snapshots import *
 from .similarity import *
 from .audit import *
 from .launch import *
+from .results import *
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export

@@ -8,7 +8,7 @@ __all__ = ['PART_S', 'AudioBackbone', 'WaveformBackbone', 'normalize_wave', 'Whi
 
 # %% ../nbs/10f_audio_backbones.ipynb #3770033a
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from .core import lengths_mask
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .media import SAMPLE_RATE
 from .onnx_graphs import OnnxGraph
-from .weights import AUDIO_SOURCES, Checkpoint, import_optional, load_checkpoint, load_state, parse_encoder
+from .weights import AUDIO_SOURCES, Checkpoint, import_optional, load_checkpoint, parse_encoder
 
 # %% ../nbs/10f_audio_backbones.ipynb #625b78f9
 PART_S = 30.0  # s of sound that an encoder hears at once
@@ -47,7 +47,11 @@ class AudioBackbone(nn.Module):
         self.own = self.own._replace(width=one.shape[-1], layers=one.shape[2] if one.ndim > 3 else 1)
         self.layout, self.dim = self.own.at_rate(self.rate), one.shape[-1]
 
-    def encode(self, wave: Tensor, samples: Tensor) -> Tensor:  # [N, S] zeros behind the end, [N] real ones -> [N, M, D]
+    def encode(
+        self,
+        wave: Tensor,  # [N, S] zeros behind the end
+        samples: Tensor,  # [N] real ones
+    ) -> Tensor:  # [N, M, D]
         "Features of whole clips, each of at least one feature."
         raise NotImplementedError
 
@@ -84,9 +88,12 @@ class AudioBackbone(nn.Module):
         for wave, length in zip(audio, samples.tolist()):
             number = max(-(-length // size), 1)
             each = max(-(-length // number) // step, 1) * step  # a whole number of features
-            starts = range(0, max(length - each // 2, 1), each) if number > 1 else [0]  # what is left over joins the last part
+            # what is left over joins the last part
+            starts = range(0, max(length - each // 2, 1), each) if number > 1 else [0]
             ends = [*list(starts)[1:], length]
-            found = [self._whole(wave[None, a:b], torch.tensor([b - a], device=wave.device)) for a, b in zip(starts, ends)]
+            found = [
+                self._whole(wave[None, a:b], torch.tensor([b - a], device=wave.device)) for a, b in zip(starts, ends)
+            ]
             clip = torch.zeros(max(-(-length // step), 1), *self.tail, device=audio.device)
             real = torch.zeros(len(clip), dtype=torch.bool, device=audio.device)
             for start, (y, m) in zip(starts, found):
@@ -112,7 +119,8 @@ class WaveformBackbone(AudioBackbone):
         hop, field = math.prod(s for _, s in self.convs), 1
         for kernel, stride in reversed(self.convs): field = (field - 1) * stride + kernel
         grouped = config.feat_extract_norm == "group" if hasattr(config, "feat_extract_norm") else False
-        apart = grouped or getattr(config, "conv_pos_batch_norm", False) or config.model_type == "data2vec-audio"  # its positions are convolutions with padding
+        # data2vec's positions are convolutions with padding
+        apart = grouped or getattr(config, "conv_pos_batch_norm", False) or config.model_type == "data2vec-audio"
         super().__init__(model, name, layers, rate, hop / SAMPLE_RATE, field / 2 / SAMPLE_RATE, apart)
         self.field = field  # samples that a feature sees, before attention
         self.normalize = bool(checkpoint.preprocessor.get("do_normalize"))
@@ -152,7 +160,10 @@ class WhisperBackbone(AudioBackbone):
         self.extractor = extractor.from_pretrained(checkpoint.folder)
         self.extractor.dither = 0.0  # noise would make features that never repeat
         if self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(f"{name} hears {self.extractor.sampling_rate} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
+            raise ValueError(
+                f"{name} hears {self.extractor.sampling_rate} Hz, and the store has {SAMPLE_RATE} Hz: "
+                "take another encoder"
+            )
         self.measure(2 * self.extractor.hop_length)
 
     def count(self, samples: Tensor) -> Tensor:
@@ -163,10 +174,13 @@ class WhisperBackbone(AudioBackbone):
         mel = torch.zeros(len(wave), self.extractor.feature_size, int(columns.max()), device=wave.device)
         for row, x, n, c in zip(mel, wave, samples.tolist(), columns.tolist()): row[:, :c] = self.log_mel(x[:n])[:, :c]
         net, real = self.model, lengths_mask(columns, mel.shape[2])
-        hidden = F.gelu(net.conv1(mel)) * real[:, None]  # zeros behind the end, as the second convolution pads a clip alone
+        # zeros behind the end, as the second convolution pads a clip alone
+        hidden = F.gelu(net.conv1(mel)) * real[:, None]
         hidden, real = F.gelu(net.conv2(hidden)).mT, real[:, ::2]
         hidden = hidden + net.embed_positions.weight[:hidden.shape[1]]
-        bias = torch.zeros(len(real), 1, 1, real.shape[1], device=wave.device, dtype=hidden.dtype).masked_fill(~real[:, None, None], torch.finfo(hidden.dtype).min)
+        bias = torch.zeros(len(real), 1, 1, real.shape[1], device=wave.device, dtype=hidden.dtype).masked_fill(
+            ~real[:, None, None], torch.finfo(hidden.dtype).min
+        )
         with self.reader.recording() as outputs:
             for block in net.layers:
                 hidden = block(hidden, None if real.all() else bias)
@@ -178,7 +192,10 @@ class WhisperBackbone(AudioBackbone):
         short = self.extractor.n_fft // 2 + 1 - len(wave)  # it mirrors so many samples at both ends
         x = F.pad(wave, (0, max(short, 0))).cpu().numpy()
         with torch.autocast(wave.device.type, enabled=False):  # its logarithms need more digits than layers do
-            found = self.extractor(x, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt", device=str(wave.device))
+            found = self.extractor(
+                x, sampling_rate=SAMPLE_RATE, padding="do_not_pad", truncation=False, return_tensors="pt",
+                device=str(wave.device),
+            )
         return found.input_features[0].to(wave.device)
 
 # %% ../nbs/10f_audio_backbones.ipynb #4b2ae8ee
@@ -192,12 +209,18 @@ class GraphBackbone(AudioBackbone):
     ):
         "Raises ValueError where the output is no sequence of features."
         fixed = graph.shape[-1]
-        if fixed: raise ValueError(f"{graph.path} takes exactly {fixed} samples, and clips have any length: export it with a dynamic axis")
+        if fixed:
+            raise ValueError(
+                f"{graph.path} takes exactly {fixed} samples, and clips have any length: export it with a dynamic axis"
+            )
         self.waves = len(graph.shape)
         super().__init__(graph, name, layers, rate, 1.0, 0.5, True)
         one, two = (self._run(torch.zeros(1, n * SAMPLE_RATE)) for n in (1, 2))
         if one.ndim != 3 or two.shape[1] <= one.shape[1]:
-            raise ValueError(f"output {graph.output!r} of {graph.path} is {list(one.shape)} for a second of sound, and features [n, moments, D] are wanted: choose another output")
+            raise ValueError(
+                f"output {graph.output!r} of {graph.path} is {list(one.shape)} for a second of sound, "
+                "and features [n, moments, D] are wanted: choose another output"
+            )
         step = 1 / (graph.options.rate or (two.shape[1] - one.shape[1]))
         self.own = FeatureLayout(0, step, step / 2)
         self.least = next((n for n in range(80, SAMPLE_RATE, 80) if self._try(n)), SAMPLE_RATE)  # samples
@@ -210,26 +233,32 @@ class GraphBackbone(AudioBackbone):
         except Exception: return False
 
     def count(self, samples: Tensor) -> Tensor:
-        lengths = {n: self._run(torch.zeros(1, n)).shape[1] if n >= self.least else 0 for n in samples.unique().tolist()}
+        lengths = {
+            n: self._run(torch.zeros(1, n)).shape[1] if n >= self.least else 0 for n in samples.unique().tolist()
+        }
         return torch.tensor([lengths[n] for n in samples.tolist()], dtype=torch.long, device=samples.device)
 
     def encode(self, wave: Tensor, samples: Tensor) -> Tensor:
-        return self.reader.combine({}, self._run(normalize_wave(wave, samples) if self.model.options.normalize else wave))
+        return self.reader.combine(
+            {}, self._run(normalize_wave(wave, samples) if self.model.options.normalize else wave)
+        )
 
 # %% ../nbs/10f_audio_backbones.ipynb #e8590528
 def load_audio_backbone(
-    name: str,  # such as "hf:TencentGameMate/chinese-hubert-large", "hf:openai/whisper-small", "onnx:/models/speech.onnx"
+    name: str,  # such as "hf:TencentGameMate/chinese-hubert-large", "hf:openai/whisper-small", "onnx:/speech.onnx"
     layers: int | str = "middle",  # see `layer_indices`
     rate: float | None = None,  # moments a second; None is the encoder's own rate
     options: Mapping[str, Any] | None = None,  # what an ONNX graph does not say, see `OnnxOptions`
 ) -> AudioBackbone:
     "Load an encoder of sound at 16 kHz. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
     encoder = parse_encoder(name, AUDIO_SOURCES)
-    if options and encoder.source != "onnx": raise ValueError(f"audio_options are for ONNX graphs, and {name} says all by itself: leave them out")
+    if options and encoder.source != "onnx":
+        raise ValueError(f"audio_options are for ONNX graphs, and {name} says all by itself: leave them out")
     if encoder.source == "features": raise ValueError(f"{name} is a folder of features: it reads no sound")
     if encoder.source == "onnx": return GraphBackbone(OnnxGraph(encoder.model, "audio", options), name, layers, rate)
     checkpoint = load_checkpoint(encoder.model, "audio", disabled=("apply_spec_augment", "add_adapter"))
     if checkpoint.model.config.model_type == "whisper": return WhisperBackbone(checkpoint, name, layers, rate)
     hertz = checkpoint.preprocessor.get("sampling_rate", SAMPLE_RATE)
-    if hertz != SAMPLE_RATE: raise ValueError(f"{name} hears {hertz} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
+    if hertz != SAMPLE_RATE:
+        raise ValueError(f"{name} hears {hertz} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
     return WaveformBackbone(checkpoint, name, layers, rate)

@@ -41,7 +41,8 @@ class EncoderSpec:
 
     def load(self, fps: float) -> VideoBackbone | AudioBackbone:  # fps: frames per second of the videos
         "Load the encoder. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
-        if self.stream == "video": return load_video_backbone(self.name, fps, layers=self.layers, rate=self.rate, options=self.options)
+        if self.stream == "video":
+            return load_video_backbone(self.name, fps, layers=self.layers, rate=self.rate, options=self.options)
         return load_audio_backbone(self.name, self.layers, self.rate, self.options)
 
     @property
@@ -86,9 +87,11 @@ class BackboneSource:
         backbone: VideoBackbone | AudioBackbone,
         store: Store,
         device: str | torch.device = "cpu",
-        transform: Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,  # what is done to frames and wave first
+        transform: Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]] | None = None,  # runs first
     ):
-        self.backbone, self.store, self.device, self.transform = freeze(backbone).to(device), store, torch.device(device), transform
+        self.backbone, self.store, self.device, self.transform = (
+            freeze(backbone).to(device), store, torch.device(device), transform,
+        )
         self.layout, self.video = backbone.layout, isinstance(backbone, VideoBackbone)
 
     def read(self, clip: Clip) -> ClipFeatures:
@@ -110,7 +113,11 @@ class BackboneSource:
         times = self.layout.times(real.shape[1])
         found = [ClipFeatures(_half(x[m]), times[m.cpu()]) for x, m in zip(features, real)]
         for clip, f in zip(clips, found):
-            if not f.values.isfinite().all(): raise ValueError(f"the encoder {self.backbone.name} gives no numbers (NaN) for the clip {clip.id}: is the clip whole? Leave it out, or take another encoder")
+            if not f.values.isfinite().all():
+                raise ValueError(
+                    f"the encoder {self.backbone.name} gives no numbers (NaN) for the clip {clip.id}: "
+                    "is the clip whole? Leave it out, or take another encoder"
+                )
         return found
 
     def _input(self, clip: Clip) -> Tensor:  # frames [T, 3, H, W] uint8, or [S] int16
@@ -118,10 +125,15 @@ class BackboneSource:
         frames, wave = np.zeros((0, side, side, 3), np.uint8), media.audio
         if (self.video or self.transform) and media.jpegs: frames = decode_jpegs(media.jpegs)
         if self.transform: frames, wave = self.transform(clip, frames, wave)
-        return torch.from_numpy(frames).permute(0, 3, 1, 2) if self.video else torch.from_numpy(np.ascontiguousarray(wave))
+        return (
+            torch.from_numpy(frames).permute(0, 3, 1, 2) if self.video else torch.from_numpy(np.ascontiguousarray(wave))
+        )
 
     def _empty(self) -> ClipFeatures:
-        return ClipFeatures(torch.zeros(0, self.layout.grid ** 2, *self.backbone.tail, dtype=torch.half), torch.zeros(0, dtype=torch.double))
+        return ClipFeatures(
+            torch.zeros(0, self.layout.grid ** 2, *self.backbone.tail, dtype=torch.half),
+            torch.zeros(0, dtype=torch.double),
+        )
 
 # %% ../nbs/10i_feature_cache.ipynb #3abbf8aa
 class FolderSource:
@@ -139,9 +151,15 @@ class FolderSource:
         for path in sorted(self.folder.rglob("*")):
             if path.suffix.lower() in (".npy", ".csv"): self.files.setdefault(path.stem, path)
         index = self.folder / "times.json"  # as `export_features` writes it
-        self.known_times: dict[str, list[float]] = read_json(index.read_bytes(), index).get("times", {}) if index.is_file() else {}
+        self.known_times: dict[str, list[float]] = (
+            read_json(index.read_bytes(), index).get("times", {}) if index.is_file() else {}
+        )
         described = [c for c in store.usable() if c.id in self.files]
-        if not described: raise ValueError(f"{self.folder} holds no features of these clips: it needs a file <id>.npy or <id>.csv for each, such as {store.usable()[0].id}.npy")
+        if not described:
+            raise ValueError(
+                f"{self.folder} holds no features of these clips: "
+                f"it needs a file <id>.npy or <id>.csv for each, such as {store.usable()[0].id}.npy"
+            )
         first = [self._file(c) for c in described[:20]]
         steps = [float(np.median(np.diff(times))) for _, times in first if len(times) > 1 and np.isfinite(times).all()]
         step = float(np.median(steps)) if steps else 1.0
@@ -157,7 +175,11 @@ class FolderSource:
     def read(self, clip: Clip) -> ClipFeatures:
         "Features of one clip. Raises FileNotFoundError when it has none, ValueError when they cannot be."
         values, times = self._file(clip)
-        if values.shape[1] != self.width: raise ValueError(f"{self.files[clip.id]} has features of {values.shape[1]} numbers, and others of this folder have {self.width}: are two encoders mixed?")
+        if values.shape[1] != self.width:
+            raise ValueError(
+                f"{self.files[clip.id]} has features of {values.shape[1]} numbers, "
+                f"and others of this folder have {self.width}: are two encoders mixed?"
+            )
         x, at = torch.from_numpy(values), torch.from_numpy(times)
         if self.pools and at.isfinite().all() and len(at):
             x, real = pool_time(x[None], torch.ones(1, len(x), dtype=torch.bool), at.clamp(min=0), self.rate)
@@ -166,16 +188,27 @@ class FolderSource:
         return ClipFeatures(_half(x)[:, None], at)
 
     def _file(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [T, D] float32, [T] s or NaN
-        if clip.id not in self.files: raise FileNotFoundError(f"{self.folder} lacks features of the clip {clip.id}: add {clip.id}.npy, or leave the clip out of the release")
+        if clip.id not in self.files:
+            raise FileNotFoundError(
+                f"{self.folder} lacks features of the clip {clip.id}: "
+                f"add {clip.id}.npy, or leave the clip out of the release"
+            )
         path, duration = self.files[clip.id], float(self.store.ledger.loc[clip.id, "duration"])
         try: values, times = self._npy(path, duration) if path.suffix.lower() == ".npy" else self._csv(path)
-        except (OSError, ValueError, KeyError) as e: raise ValueError(f"{path} holds no features ({e}): [T, D] or [D] numbers are wanted; compute it again") from None
-        if not np.isfinite(values).all(): raise ValueError(f"{path} holds features that are no numbers (NaN or infinite): compute it again, or leave the clip out")
+        except (OSError, ValueError, KeyError) as e:
+            raise ValueError(
+                f"{path} holds no features ({e}): [T, D] or [D] numbers are wanted; compute it again"
+            ) from None
+        if not np.isfinite(values).all():
+            raise ValueError(
+                f"{path} holds features that are no numbers (NaN or infinite): compute it again, or leave the clip out"
+            )
         return values.astype(np.float32), times
 
     def _npy(self, path: Path, duration: float) -> tuple[np.ndarray, np.ndarray]:
         values = np.load(path, allow_pickle=False)
-        if values.ndim not in (1, 2) or values.dtype.kind not in "fiu": raise ValueError(f"it is {values.dtype} {list(values.shape)}")
+        if values.ndim not in (1, 2) or values.dtype.kind not in "fiu":
+            raise ValueError(f"it is {values.dtype} {list(values.shape)}")
         if values.ndim == 1: return values[None], np.full(1, np.nan)
         known = self.known_times.get(path.stem, [])
         if len(known) == len(values): return values, np.array(known, float)
@@ -197,16 +230,19 @@ class CacheRecord:
 
     def differs(self, other: "CacheRecord") -> list[str]:
         "What is not the same; the name does not count, as weights may lie anywhere."
-        mine, theirs = (json.loads(json.dumps(asdict(r) | r.spec.__dict__ | dict(spec=None, name=None))) for r in (self, other))
+        mine, theirs = (
+            json.loads(json.dumps(asdict(r) | r.spec.__dict__ | dict(spec=None, name=None))) for r in (self, other)
+        )
         return [k for k in mine if mine[k] != theirs.get(k)]
 
 
 def read_record(
     folder: str | Path,  # of `cache_features`
 ) -> CacheRecord:
-    "What a folder of features was made with. Raises FileNotFoundError when it is none, ValueError when its description is broken."
+    "What a folder of features was made with. Raises FileNotFoundError when it is none, ValueError when it is broken."
     path = Path(folder, "settings.json")
-    if not path.is_file(): raise FileNotFoundError(f"no features in {folder}: make them with cache_features, or make features")
+    if not path.is_file():
+        raise FileNotFoundError(f"no features in {folder}: make them with cache_features, or make features")
     return parse_record(read_json(path.read_bytes(), path), path)
 
 
@@ -218,8 +254,17 @@ def parse_record(
     try:
         layout = FeatureLayout(*said["layout"])
         record = CacheRecord(EncoderSpec(**said["spec"]), str(said["digest"]), layout, said["store"])
-        numbers = all(isinstance(x, (int, float)) and 0 <= x < 2**24 for x in layout) and 0 < layout.width <= 2**16 and 0 < layout.step and layout.grid <= 64 and layout.layers <= 256
-    except (KeyError, TypeError) as e: raise ValueError(f"{where} does not describe features ({type(e).__name__}: {e}): delete it and run again") from None
+        numbers = (
+            all(isinstance(x, (int, float)) and 0 <= x < 2**24 for x in layout)
+            and 0 < layout.width <= 2**16
+            and 0 < layout.step
+            and layout.grid <= 64
+            and layout.layers <= 256
+        )
+    except (KeyError, TypeError) as e:
+        raise ValueError(
+            f"{where} does not describe features ({type(e).__name__}: {e}): delete it and run again"
+        ) from None
     if not numbers: raise ValueError(f"{where} describes features that cannot be ({layout}): delete it and run again")
     return record
 
@@ -279,8 +324,11 @@ def check_room(
     "Raise OSError where the disk has not so much room."
     free = shutil.disk_usage(folder).free
     if needed + HEADROOM > free:
-        raise OSError(errno.ENOSPC, f"the features would take {needed / 2**20:,.0f} MB, and the disk of {folder} has {free / 2**20:,.0f} MB: make room, "
-                                    "lower feature_rate, or take one layer instead of mix")
+        raise OSError(
+            errno.ENOSPC,
+            f"the features would take {needed / 2**20:,.0f} MB, and the disk of {folder} has {free / 2**20:,.0f} MB: "
+            "make room, lower feature_rate, or take one layer instead of mix",
+        )
 
 
 def _save(folder: Path, clip: Clip, found: ClipFeatures) -> None:
@@ -299,14 +347,26 @@ def _start_worker(spec: EncoderSpec, store: Store) -> None:
 def _work(clip: Clip, folder: Path) -> None: _save(folder, clip, _worker["source"].read(clip))
 
 
-def _in_processes(spec: EncoderSpec, store: Store, clips: Sequence[Clip], folder: Path, processes: int) -> Iterator[int]:
+def _in_processes(
+    spec: EncoderSpec,
+    store: Store,
+    clips: Sequence[Clip],
+    folder: Path,
+    processes: int,
+) -> Iterator[int]:
     "Compute in processes of one thread each; clips that are done."
-    with ProcessPool(processes, initializer=_start_worker, initargs=[spec, store], context=get_context("spawn")) as pool:
+    with ProcessPool(
+        processes, initializer=_start_worker, initargs=[spec, store], context=get_context("spawn")
+    ) as pool:
         try:
             waiting = {pool.schedule(_work, args=[c, folder]): c for c in clips}
             for future in as_completed(waiting):
                 try: future.result()
-                except ProcessExpired as e: raise RuntimeError(f"a process that computed features ended at the clip {waiting[future].id} ({e}): mostly out of memory; lower cores, and run again: what is done is kept") from None
+                except ProcessExpired as e:
+                    raise RuntimeError(
+                        f"a process that computed features ended at the clip {waiting[future].id} ({e}): "
+                        "mostly out of memory; lower cores, and run again: what is done is kept"
+                    ) from None
                 yield 1
         finally: pool.stop()
 
@@ -342,7 +402,7 @@ def cache_features(
     processes: int = 0,  # that compute at once on a CPU; 0: as many as cores may be used, and memory allows
     batch: int = 16,  # clips of a batch on a GPU
 ) -> Path:  # the folder
-    "Write the features of whole clips; what is there and not older than its clip is left alone. Raises ValueError when the folder has others, OSError when the disk has no room."
+    "Write features that are missing or old. Raises ValueError for a folder of others, OSError when there is no room."
     folder = Path(folder) if folder else cache_folder(store.path, spec)
     try: source, record = open_source(spec, store, device)
     except (ConnectionError, FileNotFoundError) as e:
@@ -351,7 +411,10 @@ def cache_features(
         return folder
     if (folder / "settings.json").is_file():
         if other := read_record(folder).differs(record):
-            raise ValueError(f"the features in {folder} were made with another {' and another '.join(other)} (there: {read_record(folder).spec.name}): remove that folder, or take another encoder")
+            raise ValueError(
+                f"the features in {folder} were made with another {' and another '.join(other)} "
+                f"(there: {read_record(folder).spec.name}): remove that folder, or take another encoder"
+            )
     else: write_atomically(folder / "settings.json", json.dumps(asdict(record), indent=1).encode())
     todo = _unfinished(store, clips, folder)
     if not todo: return folder
@@ -361,7 +424,11 @@ def cache_features(
     weights = sum(p.nbytes for p in source.backbone.parameters()) if spec.computed else 0
     many = 1 if gpu or not spec.computed else useful_processes(processes, len(todo), weights)
     tqdm.write(f"{spec.stream} features by {spec.name}: {len(todo)} clips, {needed / 2**20:.1f} MB in {folder}")
-    steps = _in_processes(spec, store, todo, folder, many) if many > 1 else _in_batches(source, store, todo, folder, batch if gpu else 1)
+    steps = (
+        _in_processes(spec, store, todo, folder, many)
+        if many > 1
+        else _in_batches(source, store, todo, folder, batch if gpu else 1)
+    )
     started, done, said = time.monotonic(), 0, False
     with tqdm(total=len(todo), desc=f"{spec.stream} features", unit="clip", mininterval=2) as bar:
         for number in steps:
@@ -370,8 +437,14 @@ def cache_features(
             if not said and done >= 16 and done < len(todo):
                 tqdm.write(f"about {(time.monotonic() - started) / done * (len(todo) - done) / 60:.1f} minutes to go")
                 said = True
-    silent = [c.id for c in todo if spec.stream == "audio" and store.ledger.loc[c.id, "samples"] and not _moments(folder, c)]
-    if silent: tqdm.write(f"{len(silent)} clips are too short for one feature of {spec.name} and count as silent: {', '.join(silent[:5])}")
+    silent = [
+        c.id for c in todo if spec.stream == "audio" and store.ledger.loc[c.id, "samples"] and not _moments(folder, c)
+    ]
+    if silent:
+        tqdm.write(
+            f"{len(silent)} clips are too short for one feature of {spec.name} and count as silent: "
+            f"{', '.join(silent[:5])}"
+        )
     return folder
 
 
@@ -389,7 +462,8 @@ class RememberedSource:
 
 
 def _moments(folder: Path, clip: Clip) -> int:
-    with safetensors.safe_open(folder / "clips" / f"{clip.id}.safetensors", "pt") as f: return f.get_slice("times").get_shape()[0]
+    with safetensors.safe_open(folder / "clips" / f"{clip.id}.safetensors", "pt") as f:
+        return f.get_slice("times").get_shape()[0]
 
 
 class CachedSource:
@@ -405,13 +479,21 @@ class CachedSource:
         self.kept: dict[str, ClipFeatures] = {}
 
     def read(self, clip: Clip) -> ClipFeatures:
-        "Features of one clip. Raises FileNotFoundError when they were not computed, ValueError when the file is broken."
+        "Features of one clip. Raises FileNotFoundError when they are missing, ValueError when their file is broken."
         if clip.id in self.kept: return self.kept[clip.id]
         path = self.folder / "clips" / f"{clip.id}.safetensors"
-        if not path.is_file(): raise FileNotFoundError(f"no features of the clip {clip.id} in {self.folder}: run make features, or the same notebook again")
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"no features of the clip {clip.id} in {self.folder}: run make features, or the same notebook again"
+            )
         try: found = ClipFeatures(**safetensors.torch.load_file(path))
-        except (safetensors.SafetensorError, TypeError) as e: raise ValueError(f"{path} is no file of features ({e}): delete it and run again") from None
-        if found.values.shape[-1] != self.layout.width: raise ValueError(f"{path} has features of {found.values.shape[-1]} numbers and {self.layout.width} are wanted: delete it and run again")
+        except (safetensors.SafetensorError, TypeError) as e:
+            raise ValueError(f"{path} is no file of features ({e}): delete it and run again") from None
+        if found.values.shape[-1] != self.layout.width:
+            raise ValueError(
+                f"{path} has features of {found.values.shape[-1]} numbers and {self.layout.width} are wanted: "
+                "delete it and run again"
+            )
         if self.room > 0:
             self.kept[clip.id] = found
             self.room -= found.values.nbytes
@@ -429,5 +511,8 @@ def export_features(
         Path(folder).mkdir(parents=True, exist_ok=True)
         np.save(Path(folder, f"{path.stem}.npy"), found.values.flatten(1).float().numpy())
         times[path.stem] = [round(t, 4) for t in found.times.tolist()]
-    write_atomically(Path(folder, "times.json"), json.dumps(dict(encoder=source.record.spec.name, layers=source.record.spec.layers, times=times)).encode())
+    write_atomically(
+        Path(folder, "times.json"),
+        json.dumps(dict(encoder=source.record.spec.name, layers=source.record.spec.layers, times=times)).encode(),
+    )
     return len(times)

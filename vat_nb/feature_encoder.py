@@ -8,7 +8,7 @@ __all__ = ['STATISTICS', 'prepend_statistics', 'FeatureEncoder']
 # %% ../nbs/10g_feature_encoder.ipynb #d7e6f5cd
 import torch
 from torch import Tensor, nn
-from .core import Tokens, masked_mean
+from .core import Tokens
 from .encoders import Stack
 from .feature_layout import FeatureLayout
 from .layers import sine_positions
@@ -55,17 +55,23 @@ class FeatureEncoder(nn.Module):
         self.place = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = Stack(dim, heads, layers, dropout, pooled=True)
 
-    def standardise(self, features: Tensor, mask: Tensor) -> Tensor:  # [B, 2 + N, (L,) width] -> [B, 2 + N, width], zeros where nothing is real
+    def standardise(
+        self,
+        features: Tensor,  # [B, 2 + N, (L,) width]
+        mask: Tensor,  # [B, 2 + N] bool
+    ) -> Tensor:  # [B, 2 + N, width], zeros where nothing is real
         "Each number by its mean and deviation over the training clips, and layers mixed."
         x = features if self.mix is not None else features[:, :, None]
-        row = torch.arange(x.shape[1], device=x.device).clamp(max=STATISTICS)  # statistics have a scale of their own, moments share one
-        x = ((x.to(self.mean.dtype) - self.mean[row]) / self.std[row]).clamp(-10, 10)  # a number that hardly varied in training must not take over
+        # statistics have a scale of their own, moments share one
+        row = torch.arange(x.shape[1], device=x.device).clamp(max=STATISTICS)
+        # a number that hardly varied in training must not take over
+        x = ((x.to(self.mean.dtype) - self.mean[row]) / self.std[row]).clamp(-10, 10)
         x = torch.einsum("bnld,l->bnd", x, self.mix.softmax(0)) if self.mix is not None else x[:, :, 0]
         return torch.where(mask[..., None], x, 0)
 
     def forward(
         self,
-        features: Tensor,  # [B, 2 + N, width], of layers to mix [B, 2 + N, L, width]: mean, standard deviation, then moment by moment
+        features: Tensor,  # [B, 2 + N, width], of layers to mix [B, 2 + N, L, width]: mean, deviation, then moments
         mask: Tensor,  # [B, 2 + N] bool
     ) -> Tokens:  # [CLS], then the moments
         x = self.drop(self.standardise(features, mask))
@@ -87,7 +93,8 @@ class FeatureEncoder(nn.Module):
         for features, mask in batches:
             x = (features if self.mix is not None else features[:, :, None]).to(self.mean)
             some = mask[:, 0]
-            for part, rows in zip(parts, (x[some, 0], x[some, 1], x[:, STATISTICS:][mask[:, STATISTICS:]])): part.append(rows)
+            for part, rows in zip(parts, (x[some, 0], x[some, 1], x[:, STATISTICS:][mask[:, STATISTICS:]])):
+                part.append(rows)
         for k, rows in enumerate(map(torch.cat, parts)):
             if not len(rows): continue
             deviation = rows.double().std(0, unbiased=False).to(self.std)

@@ -6,7 +6,7 @@
 __all__ = ['LAYER_CHOICES', 'layer_indices', 'attention_blocks', 'LayerReader', 'FeatureLayout', 'pool_time']
 
 # %% ../nbs/10c_feature_layout.ipynb #763988a1
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 import torch
@@ -26,11 +26,20 @@ def layer_indices(
         raise ParameterError(f"layers cannot be {layers!r}: give a number, or {suggest(layers, LAYER_CHOICES)}")
     if not depth:
         if layers in ("middle", "last"): return ()
-        raise ParameterError(f"layers cannot be {layers!r} for an encoder without blocks of attention, of which only the output can be read: give last")
+        raise ParameterError(
+            f"layers cannot be {layers!r} for an encoder without blocks of attention, "
+            "of which only the output can be read: give last"
+        )
     if isinstance(layers, int):
-        if not 1 <= layers <= depth: raise ParameterError(f"there is no layer {layers}: this encoder has layers 1 to {depth}")
+        if not 1 <= layers <= depth:
+            raise ParameterError(f"there is no layer {layers}: this encoder has layers 1 to {depth}")
         return (layers,)
-    return dict(middle=((depth + 1) // 2,), last=(depth,), last4=tuple(range(max(depth - 3, 1), depth + 1)), mix=tuple(range(1, depth + 1)))[layers]
+    return dict(
+        middle=((depth + 1) // 2,),
+        last=(depth,),
+        last4=tuple(range(max(depth - 3, 1), depth + 1)),
+        mix=tuple(range(1, depth + 1)),
+    )[layers]
 
 # %% ../nbs/10c_feature_layout.ipynb #9f7829db
 def attention_blocks(
@@ -117,6 +126,8 @@ def pool_time(
     bins = (times * rate + 1e-6).floor().long()
     size = int(bins.max()) + 1 if len(bins) else 0
     real = mask.reshape(*mask.shape, *[1] * (features.ndim - 2))
-    total = features.new_zeros(len(features), size, *features.shape[2:]).index_add_(1, bins, torch.where(real, features, 0))
+    total = features.new_zeros(len(features), size, *features.shape[2:]).index_add_(
+        1, bins, torch.where(real, features, 0)
+    )
     count = features.new_zeros(len(features), size).index_add_(1, bins, mask.to(features.dtype))
     return total / count.clamp(min=1).reshape(*count.shape, *[1] * (features.ndim - 2)), count > 0

@@ -12,9 +12,8 @@ import numpy as np, torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from .core import Batch, Clip, lengths_mask
-from .feature_cache import ClipFeatures, FeatureSource
+from .feature_cache import FeatureSource
 from .feature_encoder import STATISTICS, FeatureEncoder, prepend_statistics
-from .feature_layout import FeatureLayout
 from .loading import ClipDataset, Sample, Windows, stand_apart
 from .preprocess import Store
 
@@ -31,7 +30,10 @@ def speaker_scales(
 ) -> dict[str, Scale]:  # by speaker
     "Measure the features of each speaker. Raises ValueError where a speaker is not known."
     if unknown := [c.id for c in clips if not c.speaker]:
-        raise ValueError(f"against_speaker needs the speaker of every clip, and {len(unknown)} have none ({unknown[0]}, ...): give a speaker column, or set against_speaker to False")
+        raise ValueError(
+            f"against_speaker needs the speaker of every clip, and {len(unknown)} have none ({unknown[0]}, ...): "
+            "give a speaker column, or set against_speaker to False"
+        )
     scales = {}
     for speaker in sorted({c.speaker for c in clips}):
         measure = FeatureEncoder(source.layout, dim=8, heads=1, layers=0)
@@ -71,7 +73,10 @@ class FeatureDataset(ClipDataset):
         self.dropped = tuple(s in dropped for s in ("video", "audio"))
         self.whole: dict[tuple[int, str], np.ndarray] = {}  # clips that fit into a window are the same in every epoch
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:  # frames and wave are [2 + N, D]: mean, standard deviation, then moment by moment
+    def __getitem__(
+        self,
+        item: tuple[int, int],
+    ) -> Sample:  # frames and wave are [2 + N, D]: mean, standard deviation, then moment by moment
         row, start = item
         clip, classes = self.clips[row], self.store.task.classes
         fits = self.lengths[row] <= self.frames
@@ -102,7 +107,10 @@ def collate_features(
         return x, lengths_mask(torch.tensor([len(one) for one in xs]), x.shape[1])
     (video, vmask), (audio, amask) = pad([s.frames for s in samples]), pad([s.wave for s in samples])
     targets = torch.tensor([s.t for s in samples], dtype=torch.float).reshape(len(samples), -1)
-    return Batch(video, vmask, audio, amask, torch.tensor([s.y for s in samples]), targets, torch.tensor([s.row for s in samples]))
+    return Batch(
+        video, vmask, audio, amask,
+        torch.tensor([s.y for s in samples]), targets, torch.tensor([s.row for s in samples]),
+    )
 
 
 def feature_loader(
@@ -112,6 +120,13 @@ def feature_loader(
     workers: int = 0, seed: int = 0, pin: bool = False, weights: Sequence[float] | None = None,  # as in `make_loader`
 ) -> DataLoader:  # of Batch
     "Batches of features, with the windows that `make_loader` would take."
-    many = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn", worker_init_fn=stand_apart) if workers else {}
+    many = (
+        dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn", worker_init_fn=stand_apart)
+        if workers
+        else {}
+    )
     sampler = Windows(dataset.lengths, dataset.frames, shuffle, seed, weights)
-    return DataLoader(dataset, batch_size, sampler=sampler, collate_fn=collate_features, num_workers=workers, pin_memory=pin, generator=torch.Generator(), **many)
+    return DataLoader(
+        dataset, batch_size, sampler=sampler, collate_fn=collate_features, num_workers=workers, pin_memory=pin,
+        generator=torch.Generator(), **many,
+    )

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from .core import Batch, Clip
-from .corrupt import CONDITIONS, Condition, Noise, babble, clip_rng
+from .corrupt import CONDITIONS, Condition, Noise, clip_rng
 from .metrics import class_scores, f1_interval, interval, scores, target_scores
 from .model import VAT
-from .preprocess import Store
 from .releases import Task
 
 # %% ../nbs/19_inference.ipynb #90ef1f3e

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 import numpy as np, torch
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from .core import Clip, ParameterError
 from .corrupt import Condition, Noise, babble
-from .feature_cache import (BackboneSource, CachedSource, EncoderSpec, FeatureSource, cache_features, cache_folder,
-                                  read_record)
+from vat_nb.feature_cache import (
+    BackboneSource, CachedSource, EncoderSpec, FeatureSource, cache_features, cache_folder, read_record,
+)
 from .feature_encoder import STATISTICS
 from .feature_loading import FeatureDataset, Scale, feature_loader, speaker_scales
 from .feature_layout import FeatureLayout
@@ -42,7 +42,10 @@ def encoder_spec(
 ) -> EncoderSpec | None:  # None: the size's own encoder
     "The pretrained encoder that a recipe names for a stream."
     if not recipe[f"{stream}_encoder"]: return None
-    return EncoderSpec(stream, recipe[f"{stream}_encoder"], recipe[f"{stream}_layers"], recipe["feature_rate"], recipe[f"{stream}_options"])
+    return EncoderSpec(
+        stream, recipe[f"{stream}_encoder"], recipe[f"{stream}_layers"], recipe["feature_rate"],
+        recipe[f"{stream}_options"],
+    )
 
 
 def reads_features(recipe: dict[str, Any]) -> bool:
@@ -61,25 +64,44 @@ def check_encoders(recipe: dict[str, Any]) -> None:
     r, named = recipe, [s for s in STREAMS if recipe[f"{s}_encoder"]]
     for s in STREAMS:
         if r[f"{s}_options"] and not str(r[f"{s}_encoder"]).startswith("onnx:"):
-            raise ParameterError(f"{s}_options are for ONNX graphs: name one with {s}_encoder, or leave {s}_options out")
+            raise ParameterError(
+                f"{s}_options are for ONNX graphs: name one with {s}_encoder, or leave {s}_options out"
+            )
         foreign = str(r[f"{s}_encoder"]).startswith("features:")
         if foreign and not reads_features(r):
-            raise ParameterError(f"{s}_encoder is a folder of features, which can only be read with features on the other side, frozen and cached: "
-                                 "name a pretrained encoder for both streams, set tune to frozen and cache_features to True")
-    if r["feature_rate"] is not None and (type(r["feature_rate"]) not in (int, float) or not 0 < r["feature_rate"] <= 1000):
-        raise ParameterError(f"feature_rate is a number of tokens a second, such as 12.5, or None, not {r['feature_rate']!r}")
+            raise ParameterError(
+                f"{s}_encoder is a folder of features, which can only be read with features on the other side, "
+                "frozen and cached: name a pretrained encoder for both streams, "
+                "set tune to frozen and cache_features to True"
+            )
+    if r["feature_rate"] is not None and (
+        type(r["feature_rate"]) not in (int, float) or not 0 < r["feature_rate"] <= 1000
+    ):
+        raise ParameterError(
+            f"feature_rate is a number of tokens a second, such as 12.5, or None, not {r['feature_rate']!r}"
+        )
     if r["dropout"] is not None and (type(r["dropout"]) not in (int, float) or not 0 <= r["dropout"] < 1):
         raise ParameterError(f"dropout is a share from 0 to 1, or None, not {r['dropout']!r}")
     if r["dataset"] == "features" and len(named) < 2:
-        raise ParameterError("the recipe features needs encoders for both streams: name a pair (-p encoders small), or both (-p audio_encoder hf:FOLDER -p video_encoder onnx:FILE)")
+        raise ParameterError(
+            "the recipe features needs encoders for both streams: name a pair (-p encoders small), "
+            "or both (-p audio_encoder hf:FOLDER -p video_encoder onnx:FILE)"
+        )
     if not reads_features(r): return
-    if "://" in r["store"]: raise ParameterError("features are kept beside the store, and this one is far away: copy it here first, or set cache_features to False")
+    if "://" in r["store"]:
+        raise ParameterError(
+            "features are kept beside the store, and this one is far away: "
+            "copy it here first, or set cache_features to False"
+        )
     if r["augment_image"] or r["augment_wave"]:
-        raise ParameterError("features are of clips as they are: set augment_image and augment_wave to 0 (a pair does: -p encoders small), or cache_features to False")
+        raise ParameterError(
+            "features are of clips as they are: set augment_image and augment_wave to 0 "
+            "(a pair does: -p encoders small), or cache_features to False"
+        )
 
 
 def check_available(recipe: dict[str, Any]) -> None:
-    "Load the encoders of a recipe, before hours of reading. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
+    "Load encoders before hours of reading. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
     for stream in STREAMS:
         spec = encoder_spec(recipe, stream)
         if spec and spec.computed: load_backbone(spec, recipe["fps"])
@@ -90,10 +112,12 @@ def prepare_features(
     recipe: dict[str, Any],
     device: str | torch.device = "cpu",
 ) -> dict[str, Path]:  # stream -> folder; empty where the model reads clips
-    "Compute the features that a recipe reads, where they are not there yet. Raises ValueError, OSError or ConnectionError, saying what to do."
+    "Compute features of a recipe that are missing. Raises ValueError, OSError or ConnectionError, saying what to do."
     if not reads_features(recipe): return {}
     specs = [encoder_spec(recipe, s) for s in STREAMS]
-    folders = {s.stream: cache_features(s, store, store.usable(), device=device, processes=recipe["cores"]) for s in specs}
+    folders = {
+        s.stream: cache_features(s, store, store.usable(), device=device, processes=recipe["cores"]) for s in specs
+    }
     for known in (cached_source, _cached_scales): known.cache_clear()
     return folders
 
@@ -110,11 +134,21 @@ def _cached_scales(folder: Path, clips: tuple[Clip, ...]) -> dict[str, Scale]:
 
 
 @lru_cache(maxsize=4)
-def _loaded(stream: str, name: str, layers: int | str, rate: float | None, options: str, fps: float) -> VideoBackbone | AudioBackbone:
+def _loaded(
+    stream: str,
+    name: str,
+    layers: int | str,
+    rate: float | None,
+    options: str,
+    fps: float,
+) -> VideoBackbone | AudioBackbone:
     return EncoderSpec(stream, name, layers, rate, json.loads(options)).load(fps)
 
 
-def load_backbone(spec: EncoderSpec, fps: float) -> VideoBackbone | AudioBackbone:  # fps: frames per second of the videos
+def load_backbone(
+    spec: EncoderSpec,
+    fps: float,  # frames per second of the videos
+) -> VideoBackbone | AudioBackbone:
     "An encoder, loaded once for all that ask."
     return _loaded(spec.stream, spec.name, spec.layers, spec.rate, json.dumps(dict(spec.options)), fps)
 
@@ -137,23 +171,32 @@ def build_loader(
     device: str | torch.device = "cpu",  # where encoders compute that a condition needs
 ) -> DataLoader:  # of Batch
     "Batches of clips as a recipe has them, or of their features."
-    shared = dict(batch_size=recipe["batch_size"], shuffle=shuffle, workers=recipe["workers"], seed=recipe["seed"], pin=torch.cuda.is_available(), weights=weights)
+    shared = dict(
+        batch_size=recipe["batch_size"], shuffle=shuffle, workers=recipe["workers"], seed=recipe["seed"],
+        pin=torch.cuda.is_available(), weights=weights,
+    )
     corrupt = partial(under, condition, noise, recipe["seed"]) if condition else None
     if not reads_features(recipe): return make_loader(store, clips, recipe["frames"], change=corrupt, **shared)
     folders = [cache_folder(store.path, encoder_spec(recipe, s)) for s in STREAMS]
     sources: list[FeatureSource] = [cached_source(f) for f in folders]
     scales = tuple(_cached_scales(f, tuple(store.usable())) for f in folders) if recipe["against_speaker"] else None
     dropped: tuple[str, ...] = ()
-    if isinstance(condition, Condition) and condition.snr is None and condition.blur <= 1: dropped = tuple(s for s in STREAMS if not getattr(condition, s))
+    if isinstance(condition, Condition) and condition.snr is None and condition.blur <= 1:
+        dropped = tuple(s for s in STREAMS if not getattr(condition, s))
     elif condition:
-        if not can_corrupt(recipe): raise ValueError("features that somebody else computed cannot be corrupted: leave this condition out")
+        if not can_corrupt(recipe):
+            raise ValueError("features that somebody else computed cannot be corrupted: leave this condition out")
         backbones = [load_backbone(encoder_spec(recipe, s), store.settings["fps"]) for s in STREAMS]
         sources, shared["workers"] = [BackboneSource(b, store, device, corrupt) for b in backbones], 0
     dataset = FeatureDataset(*sources, store, clips, recipe["frames"], scales, dropped)
     return feature_loader(dataset, **shared)
 
 # %% ../nbs/19a_inputs.ipynb #ba285d52
-MODEL_DEFAULTS = dict(temperature=0.07, augment_spectrogram=1.0, tubelet=None, tune="frozen", dropout=None, feature_dropout=0.0, early_fusion=False)  # that only training minds
+# values that only training minds
+MODEL_DEFAULTS = dict(
+    temperature=0.07, augment_spectrogram=1.0, tubelet=None, tune="frozen", dropout=None, feature_dropout=0.0,
+    early_fusion=False,
+)
 SCALE_CLIPS = 2000  # clips that features are measured on, evenly spread
 
 
@@ -164,8 +207,11 @@ def model_config(
 ) -> ModelConfig:
     "What the model of a recipe is built with."
     r, encoders = MODEL_DEFAULTS | recipe, {s: layouts.get(s) or encoder_spec(recipe, s) for s in STREAMS}
-    return ModelConfig(r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), r["temperature"], r["augment_spectrogram"], r["tubelet"], **encoders,
-                       tune=r["tune"], dropout=r["dropout"], feature_dropout=r["feature_dropout"], early_fusion=r["early_fusion"])
+    return ModelConfig(
+        r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), r["temperature"],
+        r["augment_spectrogram"], r["tubelet"], **encoders,
+        tune=r["tune"], dropout=r["dropout"], feature_dropout=r["feature_dropout"], early_fusion=r["early_fusion"],
+    )
 
 
 @torch.no_grad()
@@ -181,8 +227,15 @@ def set_scales(
         live = isinstance(encoder, PretrainedEncoder)
         if not live and not hasattr(encoder, "set_scale"): continue
         most = 64 if live else SCALE_CLIPS
-        chosen = [clips[i] for i in np.unique(np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int))] if clips else []
-        batches = [(getattr(b, stream), getattr(b, mask)) for b in build_loader(store, chosen, recipe | dict(workers=0, batch_size=16))]
+        chosen = (
+            [clips[i] for i in np.unique(np.linspace(0, len(clips) - 1, min(most, len(clips))).round().astype(int))]
+            if clips
+            else []
+        )
+        batches = [
+            (getattr(b, stream), getattr(b, mask))
+            for b in build_loader(store, chosen, recipe | dict(workers=0, batch_size=16))
+        ]
         if live: encoder.features.set_scale([encoder.read(*b) for b in batches])
         else: encoder.set_scale(batches)
 
@@ -190,7 +243,7 @@ def set_scales(
 def clip_statistics(
     store: Store, clips: list[Clip],
     recipe: dict[str, Any],  # of a model that reads features
-) -> dict[str, np.ndarray]:  # stream -> [N, 2 D] mean, then standard deviation over the clip; zeros where there is nothing
+) -> dict[str, np.ndarray]:  # stream -> [N, 2 D] mean, then deviation over the clip; zeros where there is nothing
     "Mean and deviation of the features of whole clips."
     whole = max([1, *(round(d * store.settings["fps"]) for d in store.ledger.loc[[c.id for c in clips], "duration"])])
     loader = build_loader(store, clips, recipe | dict(workers=0, frames=whole, against_speaker=False))

@@ -6,7 +6,7 @@
 __all__ = ['FEATURE_OUTPUTS', 'OnnxOptions', 'onnx_options', 'OnnxGraph', 'read_graph']
 
 # %% ../nbs/10d_onnx_graphs.ipynb #9184b987
-import hashlib, json
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -22,7 +22,7 @@ class OnnxOptions:
     "What an ONNX graph does not say of itself."
     output: str | None = None  # name of the output that is read; None: the only one, or the one of FEATURE_OUTPUTS
     size: int | None = None  # side in px of the pictures; None: as the graph says
-    crop: float = 1.0  # share of the picture's side that is cut out of its middle: face networks are mostly made for tighter squares than the store's
+    crop: float = 1.0  # share of the side that is cut out of the middle: face networks mostly want tighter squares
     scale: float = 1 / 255  # pixels 0..255 are multiplied by it first
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)  # by channel (RGB), after scaling
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
@@ -30,7 +30,8 @@ class OnnxOptions:
     normalize: bool = False  # waveforms get mean 0 and deviation 1
 
 
-FEATURE_OUTPUTS = ("features", "embedding", "embeddings", "last_hidden_state")  # names of outputs that are meant to be read
+# names of outputs that are meant to be read
+FEATURE_OUTPUTS = ("features", "embedding", "embeddings", "last_hidden_state")
 
 
 def onnx_options(
@@ -50,7 +51,11 @@ def onnx_options(
         elif isinstance(default, bool): right = isinstance(value, bool)
         elif name == "output": right = isinstance(value, str)
         else: right = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-        if not right: raise ParameterError(f"{where}: {name} cannot be {values[name]!r}: give a value like {default or dict(size=224, rate=50.0, output='features')[name]!r}")
+        if not right:
+            raise ParameterError(
+                f"{where}: {name} cannot be {values[name]!r}: "
+                f"give a value like {default or dict(size=224, rate=50.0, output='features')[name]!r}"
+            )
         typed[name] = value
     if 0 in typed.get("std", (1,)): raise ParameterError(f"{where}: std cannot be 0")
     if typed.get("crop", 1) > 1: raise ParameterError(f"{where}: crop is a share of the side, from 0 to 1")
@@ -73,13 +78,26 @@ class OnnxGraph(nn.Module):
         stored = {x.name for x in model.graph.initializer}
         inputs = [x for x in model.graph.input if x.name not in stored]
         names = [x.name for x in model.graph.output]
-        if len(inputs) != 1: raise ValueError(f"{path} takes {len(inputs)} inputs ({', '.join(x.name for x in inputs)}), and an encoder has one: export it with one")
-        metadata = {p.key: parse_value(p.value) for p in model.metadata_props if p.key in {f.name for f in fields(OnnxOptions)}}
+        if len(inputs) != 1:
+            raise ValueError(
+                f"{path} takes {len(inputs)} inputs ({', '.join(x.name for x in inputs)}), "
+                "and an encoder has one: export it with one"
+            )
+        metadata = {
+            p.key: parse_value(p.value) for p in model.metadata_props if p.key in {f.name for f in fields(OnnxOptions)}
+        }
         self.options = onnx_options({**metadata, **(values or {})}, f"{stream}_options of {self.path.name}")
         self.input, self.shape = inputs[0].name, _shape(inputs[0], self.path, stream)
-        self.output = self.options.output or (names[0] if len(names) == 1 else next((n for n in FEATURE_OUTPUTS if n in names), None))
-        if self.output is None: raise ParameterError(f"{path} has the outputs {', '.join(names)}: say which, with {stream}_options {{'output': '{names[0]}'}}")
-        if self.output not in names: raise ParameterError(f"{path} has no output {self.output!r}: {suggest(self.output, names)}")
+        self.output = self.options.output or (
+            names[0] if len(names) == 1 else next((n for n in FEATURE_OUTPUTS if n in names), None)
+        )
+        if self.output is None:
+            raise ParameterError(
+                f"{path} has the outputs {', '.join(names)}: "
+                f"say which, with {stream}_options {{'output': '{names[0]}'}}"
+            )
+        if self.output not in names:
+            raise ParameterError(f"{path} has no output {self.output!r}: {suggest(self.output, names)}")
         self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
         self._sessions: dict[str, Any] = {}
 
@@ -92,15 +110,26 @@ class OnnxGraph(nn.Module):
             options = runtime.SessionOptions()
             options.intra_op_num_threads = torch.get_num_threads()
             options.log_severity_level = 4  # what goes wrong is raised
-            providers = [p for p in ("CUDAExecutionProvider",) if device == "cuda" and p in runtime.get_available_providers()]
-            try: self._sessions[device] = runtime.InferenceSession(str(self.path), options, providers=[*providers, "CPUExecutionProvider"])
-            except Exception as e: raise ValueError(f"onnxruntime cannot run {self.path} ({str(e).splitlines()[0]}): export it anew, or name another") from None
+            providers = [
+                p for p in ("CUDAExecutionProvider",) if device == "cuda" and p in runtime.get_available_providers()
+            ]
+            try:
+                self._sessions[device] = runtime.InferenceSession(
+                    str(self.path), options, providers=[*providers, "CPUExecutionProvider"]
+                )
+            except Exception as e:
+                raise ValueError(
+                    f"onnxruntime cannot run {self.path} ({str(e).splitlines()[0]}): export it anew, or name another"
+                ) from None
         return self._sessions[device]
 
     @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:  # what the graph takes -> its output
         session = self.session(x.device.type)
-        if self.shape and self.shape[0] == 1 and len(x) > 1: y = np.concatenate([session.run([self.output], {self.input: row[None]})[0] for row in x.float().cpu().numpy()])
+        if self.shape and self.shape[0] == 1 and len(x) > 1:
+            y = np.concatenate(
+                [session.run([self.output], {self.input: row[None]})[0] for row in x.float().cpu().numpy()]
+            )
         else: y = session.run([self.output], {self.input: x.float().cpu().numpy()})[0]
         return torch.from_numpy(np.asarray(y, np.float32)).to(x.device)
 
@@ -111,18 +140,25 @@ def read_graph(
     "Read a graph. Raises ValueError when it is none, or names files outside of its folder."
     onnx = import_optional("onnx", "onnx")
     try: model = onnx.load(str(path), load_external_data=False)
-    except Exception as e: raise ValueError(f"{path} is no ONNX graph ({type(e).__name__}): copy or export it again") from None
+    except Exception as e:
+        raise ValueError(f"{path} is no ONNX graph ({type(e).__name__}): copy or export it again") from None
     if not model.graph.output: raise ValueError(f"{path} is no ONNX graph (it has no output): copy or export it again")
     folder = path.resolve().parent
     for location in _external_files(model):
-        if not (folder / location).resolve().is_relative_to(folder): raise ValueError(f"{path} reads {location}, which lies outside of its folder: take another copy")
-        if not (folder / location).is_file(): raise ValueError(f"{path} keeps weights in {location}, which is not beside it: copy that file, too")
+        if not (folder / location).resolve().is_relative_to(folder):
+            raise ValueError(f"{path} reads {location}, which lies outside of its folder: take another copy")
+        if not (folder / location).is_file():
+            raise ValueError(f"{path} keeps weights in {location}, which is not beside it: copy that file, too")
     return model
 
 
 def _external_files(message: Any) -> set[str]:  # message: any part of a graph
     "Files that the tensors of a graph, and of graphs within it, name."
-    files = {e.value for e in message.external_data if e.key == "location"} if message.DESCRIPTOR.name == "TensorProto" else set()
+    files = (
+        {e.value for e in message.external_data if e.key == "location"}
+        if message.DESCRIPTOR.name == "TensorProto"
+        else set()
+    )
     for field, value in message.ListFields():
         if field.type != field.TYPE_MESSAGE: continue
         for part in value if field.is_repeated else [value]: files |= _external_files(part)
@@ -131,7 +167,14 @@ def _external_files(message: Any) -> set[str]:  # message: any part of a graph
 
 def _shape(value: Any, path: Path, stream: str) -> tuple[int, ...]:  # 0 where the graph leaves a size open
     dims = tuple(d.dim_value if d.HasField("dim_value") else 0 for d in value.type.tensor_type.shape.dim)
-    fits = len(dims) == 4 and dims[1] in (0, 3) if stream == "video" else len(dims) == 2 or len(dims) == 3 and dims[1] in (0, 1)
+    fits = (
+        len(dims) == 4 and dims[1] in (0, 3)
+        if stream == "video"
+        else len(dims) == 2 or len(dims) == 3 and dims[1] in (0, 1)
+    )
     if fits and value.type.tensor_type.elem_type == 1: return dims
     wanted = "frames [n, 3, height, width]" if stream == "video" else "waveforms [n, samples]"
-    raise ValueError(f"{path} takes {list(dims)} (0 is any size), and an encoder of {stream} takes {wanted} of 32-bit floats: is it for the other stream?")
+    raise ValueError(
+        f"{path} takes {list(dims)} (0 is any size), and an encoder of {stream} takes {wanted} of 32-bit floats: "
+        "is it for the other stream?"
+    )

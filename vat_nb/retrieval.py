@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from .core import Batch, Clip
 from .inputs import build_loader, can_corrupt
 from .media import SAMPLE_RATE
-from .metrics import interval, recall_at
+from .metrics import interval
 from .model import VAT
 from .preprocess import Store
 
@@ -34,9 +34,10 @@ def paired_batches(
     audios: DataLoader,  # of as many, whose sound stands beside them
     size: int = 64,  # pairs of a batch
 ) -> Iterator[Batch]:
-    "Batches with the video of one list of clips and the audio of another. Raises ValueError when the lists differ in length."
+    "Batches with the video of one list of clips and the audio of another. Raises ValueError when lengths differ."
     n = len(videos.dataset)
-    if len(audios.dataset) != n: raise ValueError(f"{n} videos and {len(audios.dataset)} sounds make no pairs: give as many of both")
+    if len(audios.dataset) != n:
+        raise ValueError(f"{n} videos and {len(audios.dataset)} sounds make no pairs: give as many of both")
     for start in range(0, n, size):
         rows = range(start, min(start + size, n))
         video, audio = (loader.collate_fn([loader.dataset[row, 0] for row in rows]) for loader in (videos, audios))
@@ -87,7 +88,9 @@ def cluster_people(
     seed: int = 0,
 ) -> np.ndarray:  # [N] number of the cluster
     "Group clips by who is in them: k-means with the k, from 2 to 40, whose clusters are most apart."
-    x = PCA(min(16, len(features) - 1, features.shape[1]), random_state=seed).fit_transform(StandardScaler().fit_transform(features))
+    x = PCA(min(16, len(features) - 1, features.shape[1]), random_state=seed).fit_transform(
+        StandardScaler().fit_transform(features)
+    )
     best, labels = -1.0, np.zeros(len(x), int)
     for k in range(2, min(41, len(x) // 3 + 1)):
         found = KMeans(k, n_init=4, random_state=seed).fit_predict(x)
@@ -102,7 +105,13 @@ class TimeShift(NamedTuple):
     most: float = 0.8  # s
     name: str = "shifted"
 
-    def __call__(self, frames: np.ndarray, wave: np.ndarray, rng: np.random.Generator, noise: Any = None) -> tuple[np.ndarray, np.ndarray]:  # as `Condition`
+    def __call__(
+        self,
+        frames: np.ndarray,
+        wave: np.ndarray,
+        rng: np.random.Generator,
+        noise: Any = None,
+    ) -> tuple[np.ndarray, np.ndarray]:  # as `Condition`
         return frames, np.roll(wave, round(rng.uniform(self.least, self.most) * rng.choice([-1, 1]) * SAMPLE_RATE))
 
 
@@ -122,7 +131,8 @@ def people_of(
     "Who is in each clip: the speaker where all are known, else a cluster of mean voices."
     if all(c.speaker for c in clips): return [c.speaker for c in clips]
     batches = build_loader(store, clips, recipe | dict(workers=0, against_speaker=False))
-    voices = [b.audio[:, 0].flatten(1) for b in paired_batches(batches, batches)]  # features begin with their mean over the clip
+    # features begin with their mean over the clip
+    voices = [b.audio[:, 0].flatten(1) for b in paired_batches(batches, batches)]
     return cluster_people(torch.cat(voices).numpy()).tolist()
 
 
@@ -137,17 +147,26 @@ def matching_table(
     loader = lambda chosen, **more: build_loader(store, chosen, recipe | dict(workers=0), **more)
     right = score_pairs(model, loader(clips), loader(clips))
     questions = {"another clip's": random_partners(len(clips), seed)}
-    if people is not None and (partners := same_person_partners(people, seed)).max() >= 0: questions["the same person's"] = partners
+    if people is not None and (partners := same_person_partners(people, seed)).max() >= 0:
+        questions["the same person's"] = partners
     rows = []
     for name, partners in questions.items():
         use = np.flatnonzero(partners >= 0)
         chosen = [clips[i] for i in use]
         wrong = score_pairs(model, loader(chosen), loader([clips[i] for i in partners[use]]))
-        rows.append((name, len(use), *area_interval(right.matching[use], wrong.matching), *area_interval(right.cosine[use], wrong.cosine)))
+        rows.append((
+            name, len(use),
+            *area_interval(right.matching[use], wrong.matching), *area_interval(right.cosine[use], wrong.cosine),
+        ))
     if can_corrupt(recipe):
         wrong = score_pairs(model, loader(clips), loader(clips, condition=TimeShift()))
-        rows.append(("its own, shifted", len(clips), *area_interval(right.matching, wrong.matching), *area_interval(right.cosine, wrong.cosine)))
-    return pd.DataFrame(rows, columns=["wrong", "clips", "matching", "low", "high", "cosine", "cosine low", "cosine high"])
+        rows.append((
+            "its own, shifted", len(clips),
+            *area_interval(right.matching, wrong.matching), *area_interval(right.cosine, wrong.cosine),
+        ))
+    return pd.DataFrame(
+        rows, columns=["wrong", "clips", "matching", "low", "high", "cosine", "cosine low", "cosine high"]
+    )
 
 # %% ../nbs/21b_retrieval.ipynb #e8f593f3
 def recall_table(

@@ -348,7 +348,9 @@ class Looks:
         device: str = "cpu",
     ):
         self.run, self.most, self.device, self.known = run, most, device, {}
-        self.store = run.store if run.store.change or not run.recipe["against_speaker"] or reads_features(MODEL_DEFAULTS | ADDED | run.recipe) else run.store._replace(change=against_speakers(run.store, run.store.usable()))
+        self.store = run.store
+        pixels = run.recipe["against_speaker"] and not reads_features(MODEL_DEFAULTS | ADDED | run.recipe)
+        if pixels and not run.store.change: self.store = run.store._replace(change=against_speakers(run.store, run.store.usable()))
         whole = run.store.path.resolve() != (run.folder / "clips").resolve()
         self.parts = [KEPT, *(sorted({c.split for c in run.store.clips}) if whole else ())]
 

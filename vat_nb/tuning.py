@@ -10,12 +10,12 @@ import copy
 from typing import Any
 import torch
 from torch import Tensor, nn
-from .audio_backbones import AudioBackbone, load_audio_backbone
+from .audio_backbones import AudioBackbone
 from .core import Tokens, suggest
 from .feature_encoder import FeatureEncoder, prepend_statistics
 from .feature_layout import attention_blocks
 from .onnx_graphs import OnnxGraph
-from .video_backbones import VideoBackbone, load_video_backbone
+from .video_backbones import VideoBackbone
 from .weights import import_optional
 
 # %% ../nbs/10h_tuning.ipynb #34bbb088
@@ -25,9 +25,12 @@ class PretrainedEncoder(nn.Module):
     def __init__(self, backbone: VideoBackbone | AudioBackbone, features: FeatureEncoder):
         super().__init__()
         self.backbone, self.features = backbone, features
-        self.fixed = frozenset(f"backbone.{k}" for k, p in backbone.named_parameters() if not p.requires_grad)  # neither saved nor copied
+        # neither saved nor copied
+        self.fixed = frozenset(f"backbone.{k}" for k, p in backbone.named_parameters() if not p.requires_grad)
         self.frozen = all(not p.requires_grad for p in backbone.parameters())
-        self.dim, self.grid, self.tubelet, self.fps, self.bands = features.dim, features.grid, features.tubelet, features.fps, features.bands
+        self.dim, self.grid, self.tubelet, self.fps, self.bands = (
+            features.dim, features.grid, features.tubelet, features.fps, features.bands,
+        )
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_restore_frozen)
         self.train()
@@ -44,9 +47,14 @@ class PretrainedEncoder(nn.Module):
         twin.__dict__ = copy.deepcopy(self.__dict__, memo)
         return twin
 
-    def read(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # frames [B, T, 3, H, W] and [B, T], or samples [B, S] and [B, S]
+    def read(
+        self,
+        x: Tensor,  # frames [B, T, 3, H, W], or samples [B, S]
+        mask: Tensor,  # [B, T] or [B, S]
+    ) -> tuple[Tensor, Tensor]:
         "Features and their mask, as the feature encoder takes them."
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen): return prepend_statistics(*self.backbone(x, mask))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return prepend_statistics(*self.backbone(x, mask))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tokens: return self.features(*self.read(x, mask))
 
@@ -74,16 +82,27 @@ def add_lora(
     dropout: float = 0.0,
 ) -> nn.Module:
     "Add low-rank adapters to the query and value projections. Raises ValueError when there are none."
-    peft, linear = import_optional("peft"), {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+    peft, linear = (
+        import_optional("peft"),
+        {n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, nn.Linear)},
+    )
     targets = next((t for t in (["q_proj", "v_proj"], ["query", "value"], ["qkv"]) if set(t) <= linear), None)
-    if targets is None: raise ValueError("LoRA finds no query and value layers in this encoder: take another encoder, or set tune to full")
-    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets), freeze(model))
+    if targets is None:
+        raise ValueError(
+            "LoRA finds no query and value layers in this encoder: take another encoder, or set tune to full"
+        )
+    peft.inject_adapter_in_model(
+        peft.LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets), freeze(model)
+    )
     return model
 
 
 def train_in_full(model: nn.Module) -> nn.Module:
     "Train all of it. Raises ValueError where there is nothing to train."
-    if any(isinstance(m, OnnxGraph) for m in model.modules()): raise ValueError("an ONNX graph cannot be trained: set tune to frozen, or take the same network from timm or Hugging Face")
+    if any(isinstance(m, OnnxGraph) for m in model.modules()):
+        raise ValueError(
+            "an ONNX graph cannot be trained: set tune to frozen, or take the same network from timm or Hugging Face"
+        )
     return model
 
 # %% ../nbs/10h_tuning.ipynb #36763411
@@ -100,12 +119,14 @@ def layer_decay_groups(
     for name, p in model.named_parameters():
         block = next((i for k, i in place.items() if name.startswith(f"{k}.")), None)
         seen |= block is not None
-        layer = block + 1 if block is not None else depth + 1 if seen else 0  # parameters are named in the order in which the model was built
+        # parameters are named in the order in which the model was built
+        layer = block + 1 if block is not None else depth + 1 if seen else 0
         if p.requires_grad: groups.setdefault(layer, []).append(p)
     return [dict(params=ps, lr_scale=decay ** (depth + 1 - layer)) for layer, ps in sorted(groups.items())]
 
 # %% ../nbs/10h_tuning.ipynb #1c9ffacd
-TUNING_MODES = dict(frozen=freeze, full=train_in_full, lora=add_lora)  # what becomes of the weights of a pretrained encoder
+# what becomes of the weights of a pretrained encoder
+TUNING_MODES = dict(frozen=freeze, full=train_in_full, lora=add_lora)
 
 
 def tuned_encoder(
@@ -117,7 +138,7 @@ def tuned_encoder(
     dropout: float = 0.0,  # in the blocks
     feature_dropout: float = 0.0,  # of the features
 ) -> PretrainedEncoder:
-    "Put a feature encoder on a backbone. Raises ValueError for an unknown way of tuning, or one that the backbone cannot have."
+    "Put a feature encoder on a backbone. Raises ValueError for a way of tuning that is unknown, or not for this one."
     if tune not in TUNING_MODES: raise ValueError(f"tune cannot be {tune!r}: {suggest(tune, TUNING_MODES)}")
     TUNING_MODES[tune](backbone)
     return PretrainedEncoder(backbone, FeatureEncoder(backbone.layout, dim, heads, blocks, dropout, feature_dropout))

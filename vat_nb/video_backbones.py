@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from .core import suggest
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
-from .weights import VIDEO_SOURCES, _fetching, import_optional, load_checkpoint, load_state, load_strict, parse_encoder
+from vat_nb.weights import (
+    VIDEO_SOURCES, _fetching, import_optional, load_checkpoint, load_state, load_strict, parse_encoder,
+)
 
 # %% ../nbs/10e_video_backbones.ipynb #e4baeb7e
 def read_hf_image(
@@ -30,7 +32,11 @@ def read_hf_image(
     return y[:, 0] if y.shape[1] > h * w else None, y[:, -h * w:].unflatten(1, (1, h, w))
 
 
-def read_hf_video(model: nn.Module, reader: LayerReader, x: Tensor) -> tuple[None, Tensor]:  # x: [N, frames, 3, H, W] -> None, [N, moments, h, w, D]
+def read_hf_video(
+    model: nn.Module,
+    reader: LayerReader,
+    x: Tensor,  # [N, frames, 3, H, W]
+) -> tuple[None, Tensor]:  # None, [N, moments, h, w, D]
     "Tubelets of VideoMAE, which has no [CLS]."
     with reader.recording() as outputs: last = model(pixel_values=x).last_hidden_state
     moments, rows = x.shape[1] // model.config.tubelet_size, x.shape[-2] // model.config.patch_size
@@ -44,7 +50,8 @@ def read_timm(model: nn.Module, reader: LayerReader, x: Tensor) -> tuple[Tensor 
     if last.ndim == 3:
         whole = model.forward_head(last, pre_logits=True) if y is last else y[:, 0] if special else None
         return whole, y[:, special:].unflatten(1, model.patch_embed.grid_size)[:, None]
-    if last.shape[1] == model.num_features and not reader.indices: y = y.permute(0, 2, 3, 1)  # a feature map, channels first
+    if last.shape[1] == model.num_features and not reader.indices:
+        y = y.permute(0, 2, 3, 1)  # a feature map, channels first
     return model.forward_head(last, pre_logits=True) if y is last or not reader.indices else None, y[:, None]
 
 
@@ -53,7 +60,10 @@ def read_graph_image(model: OnnxGraph, reader: LayerReader, x: Tensor) -> tuple[
     y = model(x[:, 0])
     if y.ndim == 2: return y, y[:, None, None, None]
     if y.ndim == 4: return None, y.permute(0, 2, 3, 1)[:, None]
-    raise ValueError(f"output {model.output!r} of {model.path} is {list(y.shape)}, and one feature [n, D] or a map [n, D, h, w] is wanted: choose another output")
+    raise ValueError(
+        f"output {model.output!r} of {model.path} is {list(y.shape)}, "
+        "and one feature [n, D] or a map [n, D, h, w] is wanted: choose another output"
+    )
 
 # %% ../nbs/10e_video_backbones.ipynb #a8dd7462
 class VideoBackbone(nn.Module):
@@ -67,7 +77,7 @@ class VideoBackbone(nn.Module):
         size: tuple[int, int],  # height and width that the model takes, in px
         mean: tuple[float, ...], std: tuple[float, ...],  # of the pixels in 0..1, by channel
         fps: float,  # frames per second of the videos
-        grid: int = 1,  # places per side of a frame; 1: one feature a moment, [CLS] where there is one, else the mean of the patches
+        grid: int = 1,  # places per side of a frame; 1: one feature a moment, [CLS] or else the mean of the patches
         layers: int | str = "middle",  # see `layer_indices`
         rate: float | None = None,  # moments a second, see `pool_time`; None is the encoder's own rate
         frames: int = 1,  # frames that the model sees at once
@@ -76,7 +86,9 @@ class VideoBackbone(nn.Module):
         crop: float = 1.0,  # share of the picture's side that is cut out of its middle
     ):
         super().__init__()
-        self.model, self.read, self.name, self.size, self.frames, self.mode, self.crop = model, read, name, size, frames, mode, crop
+        self.model, self.read, self.name, self.size, self.frames, self.mode, self.crop = (
+            model, read, name, size, frames, mode, crop,
+        )
         self.reader, self.rate = LayerReader(model, layers), rate
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
@@ -107,7 +119,8 @@ class VideoBackbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # features [B, M * G, D], moment by moment, and mask [B, M * G]
         T, n, layout = vmask.shape[1], self.frames, self.own
         at = torch.arange(T, device=vmask.device)
-        last = torch.where(vmask[:, None] & (at <= at[:, None]), at, 0).amax(-1)  # [B, T] the frame itself, or the last real one before it
+        # [B, T] the frame itself, or the last real one before it
+        last = torch.where(vmask[:, None] & (at <= at[:, None]), at, 0).amax(-1)
         last = torch.cat([last, last[:, -1:].expand(-1, -T % n)], 1)
         clips, real = last.unflatten(1, (-1, n)), F.pad(vmask, (0, -T % n)).unflatten(1, (-1, n))
         rows, parts = real.any(-1).nonzero(as_tuple=True)
@@ -116,7 +129,8 @@ class VideoBackbone(nn.Module):
             if len(r): out[r, p] = self.encode_frames(video[r[:, None], clips[r, p]]).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
-        if layout.pools_to(self.rate): features, mask = pool_time(features, mask, layout.times(mask.shape[1], mask.device), self.rate)
+        if layout.pools_to(self.rate):
+            features, mask = pool_time(features, mask, layout.times(mask.shape[1], mask.device), self.rate)
         return features.flatten(1, 2), mask.repeat_interleave(layout.grid ** 2, 1)
 
 # %% ../nbs/10e_video_backbones.ipynb #60331c67
@@ -125,9 +139,14 @@ def _timm_settings(model: str, file: str) -> dict[str, Any]:
     if folder.is_dir():
         file = next((str(folder / f) for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()), "")
         if not file or not (folder / "config.json").is_file():
-            raise FileNotFoundError(f"{folder} is no timm checkpoint folder: it needs config.json and model.safetensors")
-        net = load_strict(timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0), load_state(file), str(folder))
-    elif not timm.is_model(model.split(".")[0]): raise ValueError(f"timm has no model {model!r}: {suggest(model, timm.list_models(pretrained=True))}")
+            raise FileNotFoundError(
+                f"{folder} is no timm checkpoint folder: it needs config.json and model.safetensors"
+            )
+        net = load_strict(
+            timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0), load_state(file), str(folder)
+        )
+    elif not timm.is_model(model.split(".")[0]):
+        raise ValueError(f"timm has no model {model!r}: {suggest(model, timm.list_models(pretrained=True))}")
     elif file: net = load_strict(timm.create_model(model, num_classes=0), load_state(file), file)
     else:
         with _fetching(f"timm:{model}", f"such as timm:{model}=/models/model.safetensors"):
@@ -137,16 +156,30 @@ def _timm_settings(model: str, file: str) -> dict[str, Any]:
             net = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
     config = timm.data.resolve_model_data_config(net)
     mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear"
-    return dict(model=net.eval(), read=read_timm, size=tuple(config["input_size"][1:]), mean=config["mean"], std=config["std"], mode=mode)
+    return dict(
+        model=net.eval(),
+        read=read_timm,
+        size=tuple(config["input_size"][1:]),
+        mean=config["mean"],
+        std=config["std"],
+        mode=mode,
+    )
 
 
 def _hf_settings(model: str) -> dict[str, Any]:
     checkpoint = load_checkpoint(model, "video")
     net, said = checkpoint.model, checkpoint.preprocessor
-    side = said.get("crop_size") or said.get("size") or net.config.image_size  # DINOv2 was made for pictures of 518 px, and is used at 224
+    # DINOv2 was made for pictures of 518 px, and is used at 224
+    side = said.get("crop_size") or said.get("size") or net.config.image_size
     if isinstance(side, dict): side = (side["height"], side["width"]) if "height" in side else side["shortest_edge"]
     size = (side, side) if isinstance(side, int) else tuple(side)
-    settings = dict(model=net, size=size, mean=said["image_mean"], std=said["image_std"], mode="bicubic" if said.get("resample") == 3 else "bilinear")
+    settings = dict(
+        model=net,
+        size=size,
+        mean=said["image_mean"],
+        std=said["image_std"],
+        mode="bicubic" if said.get("resample") == 3 else "bilinear",
+    )
     if net.config.model_type != "videomae": return settings | dict(read=read_hf_image)
     return settings | dict(read=read_hf_video, frames=net.config.num_frames, tubelet=net.config.tubelet_size)
 
@@ -155,7 +188,11 @@ def _onnx_settings(path: str, values: Mapping[str, Any] | None) -> dict[str, Any
     graph = OnnxGraph(path, "video", values)
     options, (height, width) = graph.options, graph.shape[2:]
     side = (height or options.size, width or options.size)
-    if None in side or 0 in side: raise ValueError(f"{path} does not say how large its pictures are: give video_options {{'size': 224}}, or what its authors say")
+    if None in side or 0 in side:
+        raise ValueError(
+            f"{path} does not say how large its pictures are: "
+            "give video_options {'size': 224}, or what its authors say"
+        )
     full = 255 * options.scale  # what white becomes
     mean, std = tuple(m / full for m in options.mean), tuple(s / full for s in options.std)
     return dict(model=graph, read=read_graph_image, size=side, mean=mean, std=std, crop=options.crop)
@@ -171,7 +208,10 @@ def load_video_backbone(
 ) -> VideoBackbone:
     "Load an encoder of frames. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
     encoder = parse_encoder(name, VIDEO_SOURCES)
-    if options and encoder.source != "onnx": raise ValueError(f"video_options are for ONNX graphs, and {name} says all by itself: leave them out")
+    if options and encoder.source != "onnx":
+        raise ValueError(f"video_options are for ONNX graphs, and {name} says all by itself: leave them out")
     if encoder.source == "features": raise ValueError(f"{name} is a folder of features: it reads no videos")
-    read = dict(timm=partial(_timm_settings, file=encoder.file), hf=_hf_settings, onnx=partial(_onnx_settings, values=options))
+    read = dict(
+        timm=partial(_timm_settings, file=encoder.file), hf=_hf_settings, onnx=partial(_onnx_settings, values=options)
+    )
     return VideoBackbone(**read[encoder.source](encoder.model), name=name, fps=fps, grid=grid, layers=layers, rate=rate)

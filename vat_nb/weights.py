@@ -21,7 +21,9 @@ from .core import suggest
 # %% ../nbs/10b_weights.ipynb #7cf74446
 VIDEO_SOURCES = dict(hf="openai/clip-vit-large-patch14", timm="vit_small_patch16_224", onnx="/models/emotion.onnx",
                      features="/data/clip-large")  # with an example of each
-AUDIO_SOURCES = dict(hf="TencentGameMate/chinese-hubert-large", onnx="/models/speech.onnx", features="/data/hubert-large")
+AUDIO_SOURCES = dict(
+    hf="TencentGameMate/chinese-hubert-large", onnx="/models/speech.onnx", features="/data/hubert-large"
+)
 MOVED = dict(torchvision="timm", torchaudio="hf")  # sources of earlier versions, and where the same models are
 
 
@@ -40,7 +42,9 @@ def parse_encoder(
     "Take a name apart. Raises ValueError when it names no encoder, FileNotFoundError when its file is not there."
     source, _, model = name.partition(":")
     if source in MOVED:
-        raise ValueError(f"{name!r}: the source {source} is gone, as the same models are in others: give {MOVED[source]}:NAME")
+        raise ValueError(
+            f"{name!r}: the source {source} is gone, as the same models are in others: give {MOVED[source]}:NAME"
+        )
     if source not in sources or not model:
         examples = ", ".join(f"{s}:{m}" for s, m in sources.items())
         hint = suggest(source, sources).replace("valid are", "sources are")
@@ -48,7 +52,10 @@ def parse_encoder(
     model = str(Path(model).expanduser()) if model.startswith("~") else model
     if source in ("onnx", "features"):
         if not (Path(model).is_file() if source == "onnx" else Path(model).is_dir()):
-            raise FileNotFoundError(f"no {'file' if source == 'onnx' else 'folder'} {model} (named in {name!r}): copy it there, or name where it is")
+            raise FileNotFoundError(
+                f"no {'file' if source == 'onnx' else 'folder'} {model} (named in {name!r}): "
+                "copy it there, or name where it is"
+            )
         return EncoderName(source, model)
     if source == "hf" or Path(model).is_dir(): return EncoderName(source, model)
     model, _, file = model.partition("=")
@@ -65,12 +72,15 @@ def find_encoder(
     source, _, rest = name.partition(":")
     model, _, file = rest.partition("=")
     place = Path(file or model).expanduser()
-    if place.exists() or not (file or source in ("onnx", "features") or place.is_absolute()): return name  # there, or a name on a hub
+    if place.exists() or not (file or source in ("onnx", "features") or place.is_absolute()):
+        return name  # there, or a name on a hub
     for folder in folders:
         copy = Path(folder, place.name)
         if copy.exists(): return f"{source}:{model}={copy}" if file else f"{source}:{copy}"
     looked = ", ".join(map(str, folders))
-    raise FileNotFoundError(f"the encoder {place} is not on this machine: copy {place.name} into one of {looked}, or name the copy")
+    raise FileNotFoundError(
+        f"the encoder {place} is not on this machine: copy {place.name} into one of {looked}, or name the copy"
+    )
 
 # %% ../nbs/10b_weights.ipynb #a4767471
 def import_optional(
@@ -79,7 +89,8 @@ def import_optional(
 ) -> ModuleType:
     "Import a library that not every user needs. Raises ImportError, saying how to get it."
     try: return importlib.import_module(module)
-    except ImportError as e: raise ImportError(f'{module} is not installed ({e}): pip install "vat_nb[{extra}]"') from None
+    except ImportError as e:
+        raise ImportError(f'{module} is not installed ({e}): pip install "vat_nb[{extra}]"') from None
 
 
 @contextmanager
@@ -90,34 +101,46 @@ def _fetching(name: str, copy_to: str) -> Iterator[None]:
     try: yield
     except Exception as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[0]
-        raise ConnectionError(f"{name!r} is not on this machine and could not be fetched ({reason}): copy it here by other means and name "
-                              f"the copy, {copy_to}, or train from scratch with -p encoders none") from None
+        raise ConnectionError(
+            f"{name!r} is not on this machine and could not be fetched ({reason}): copy it here by other means and name"
+            f" the copy, {copy_to}, or train from scratch with -p encoders none"
+        ) from None
     finally: socket.setdefaulttimeout(timeout_s)
 
 
 def hub_folder(
     name: str,  # a local folder, or a name on the Hugging Face hub
 ) -> Path:  # folder with config.json and weights
-    "Find the folder of a checkpoint: a local one, the cache's, or downloaded. Raises FileNotFoundError or ConnectionError."
+    "Find the folder of a checkpoint: local, cached, or downloaded. Raises FileNotFoundError or ConnectionError."
     folder, hub = Path(name), import_optional("huggingface_hub")
     if folder.is_dir() or name[0] in "/.":
         if not (folder / "config.json").is_file() or not _has_weights(folder):
-            raise FileNotFoundError(f"{folder} is no checkpoint folder: it needs config.json and model.safetensors (or pytorch_model.bin)")
+            raise FileNotFoundError(
+                f"{folder} is no checkpoint folder: it needs config.json and model.safetensors (or pytorch_model.bin)"
+            )
         return folder
     with _fetching(f"hf:{name}", "such as hf:/models/that-folder"):
         cached = hub.try_to_load_from_cache(name, "config.json")
-        if isinstance(cached, str) and _has_weights(Path(cached).parent) and _preprocessor(Path(cached).parent): return Path(cached).parent
+        if isinstance(cached, str) and _has_weights(Path(cached).parent) and _preprocessor(Path(cached).parent):
+            return Path(cached).parent
         hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
         safe = any(f.endswith(".safetensors") for f in hub.HfApi().list_repo_files(name))
-        return Path(hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors" if safe else "pytorch_model*.bin"]))
+        return Path(
+            hub.snapshot_download(name, allow_patterns=["*.json", "*.safetensors" if safe else "pytorch_model*.bin"])
+        )
 
 
-def _has_weights(folder: Path) -> bool: return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+def _has_weights(folder: Path) -> bool:
+    return any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
 
 
 def _preprocessor(folder: Path) -> dict[str, Any]:  # empty where the folder does not say
     "How a checkpoint wants its input scaled."
-    for file, part in (("preprocessor_config.json", None), ("processor_config.json", "image_processor"), ("processor_config.json", "feature_extractor")):
+    for file, part in (
+        ("preprocessor_config.json", None),
+        ("processor_config.json", "image_processor"),
+        ("processor_config.json", "feature_extractor"),
+    ):
         if not (folder / file).is_file(): continue
         values = json.loads((folder / file).read_text(encoding="utf-8"))
         values = values.get(part) if part else values
@@ -140,10 +163,13 @@ def load_strict(
     weights: dict[str, Tensor],
     name: str,  # named in the message
 ) -> nn.Module:  # in evaluation mode
-    "Load weights into a model whose head was taken off. Raises ValueError unless every weight of the model is there, in its size."
+    "Load weights into a model without a head. Raises ValueError unless each of its weights is there, in its size."
     missing = [k for k, v in model.state_dict().items() if k not in weights or weights[k].shape != v.shape]
     if missing:
-        raise ValueError(f"the weights of {name} do not fit: {len(missing)} of {len(model.state_dict())} are missing or of another size, such as {missing[0]}")
+        raise ValueError(
+            f"the weights of {name} do not fit: {len(missing)} of {len(model.state_dict())} are missing or of another"
+            f" size, such as {missing[0]}"
+        )
     model.load_state_dict({k: weights[k] for k in model.state_dict()})
     return model.eval()
 
@@ -161,7 +187,7 @@ def load_checkpoint(
     stream: str,  # "video" or "audio": what it must encode
     disabled: tuple[str, ...] = (),  # entries of its config to switch off, where it has them
 ) -> Checkpoint:
-    "Read a Hugging Face checkpoint. Raises ValueError when it encodes something else, FileNotFoundError or ConnectionError when it is not there."
+    "Read a checkpoint. Raises ValueError for another kind, FileNotFoundError or ConnectionError when it is not there."
     transformers, folder = import_optional("transformers"), hub_folder(name)
     config = transformers.AutoConfig.from_pretrained(folder)
     whisper = config.model_type == "whisper"
@@ -169,9 +195,15 @@ def load_checkpoint(
     else: fits = whisper or hasattr(config, "conv_stride")
     if not fits:
         what = "pictures" if stream == "video" else "sound"
-        raise ValueError(f"{name} is a {config.model_type} model, which encodes no {what}: give it as the other encoder, or take another")
+        raise ValueError(
+            f"{name} is a {config.model_type} model, which encodes no {what}: "
+            "give it as the other encoder, or take another"
+        )
     preprocessor = _preprocessor(folder)
-    if not preprocessor: raise FileNotFoundError(f"{folder} has no preprocessor_config.json, which says how its input is scaled: copy that file too")
+    if not preprocessor:
+        raise FileNotFoundError(
+            f"{folder} has no preprocessor_config.json, which says how its input is scaled: copy that file too"
+        )
     for key in disabled:
         if hasattr(config, key): setattr(config, key, False)
     kind = transformers.models.whisper.modeling_whisper.WhisperEncoder if whisper else transformers.AutoModel
@@ -180,7 +212,10 @@ def load_checkpoint(
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
-    try: model, info = kind.from_pretrained(folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True, **extra)
+    try:
+        model, info = kind.from_pretrained(
+            folder, config=config, local_files_only=True, dtype=torch.float32, output_loading_info=True, **extra
+        )
     finally:
         log.set_verbosity(verbosity)
         if bars: log.enable_progress_bar()
