@@ -186,7 +186,7 @@ def order():
         {"Start": ["index.md", "start.md"]}, {"How to": [f"howto/{n}.md" for n in found]},
         {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, {"To read": [*map(entry, NUMBERED)]}]},
         {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Data and layouts": "data.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
-        {"Background": ["claims.md", "glossary.md"]}, "faults.md"]
+        {"Background": ["results.md", "claims.md", "glossary.md"]}, "faults.md"]
 
 
 def on_config(config):

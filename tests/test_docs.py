@@ -200,11 +200,13 @@ def commands():
 def check_given(page, dataset, notebook, pairs, own_sections):
     "The pairs of -p are parameters of this notebook, of the right kind, and fit together."
     from papermill.cli import _resolve_type
-    from vat_nb.core import check_parameters, read_recipe
+    from vat_nb.core import check_parameters, parse_value, read_recipe
     from vat_nb.experiment import check_recipe
     assert (PROJECT / "nbs" / f"{notebook}.ipynb").is_file(), f"{page}: no nbs/{notebook}.ipynb"
     recipe = read_recipe("demo" if "$" in dataset else own_sections.get(dataset, ("", {}))[1].get("like", "demo") if dataset in own_sections and dataset.startswith("mine") else dataset)
     given = {k: _resolve_type(v) for k, v in pairs if k != "dataset"}
+    if "encoders" in given: recipe = read_recipe(recipe["dataset"], encoders=given["encoders"])
+    given = {k: parse_value(v) if isinstance(v, str) and not isinstance(recipe.get(k, ""), str) else v for k, v in given.items()}
     own = parameters_of(notebook) - set(recipe)
     assert set(given) <= set(recipe) | own, f"{page}: {notebook} takes no {set(given) - set(recipe) - own}"
     known = check_parameters({k: v for k, v in given.items() if k in recipe and "$" not in str(v)}, recipe)
@@ -311,3 +313,9 @@ def test_every_page_opens_in_a_browser(site, page):
     page.wait_for_selector(".md-search-result__item", timeout=20000)
     page.screenshot(path=shots / "search.png")
     assert not trouble, trouble[:10]
+
+
+def test_results_are_of_the_kept_json():
+    "The page of results is what its command writes from the figures that are kept."
+    from vat_nb.results import render
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == render(PROJECT), "run make results and commit what it changes"

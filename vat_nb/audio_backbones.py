@@ -64,13 +64,19 @@ class AudioBackbone(nn.Module):
         audio: Tensor,  # [B, S] int16, or float in -1..1
         amask: Tensor,  # [B, S] bool, real from the beginning
     ) -> tuple[Tensor, Tensor]:  # features [B, M, D] and mask [B, M]
+        return self.pool(*self.unpooled(audio, amask))
+
+    def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # of `unpooled` -> as many as `rate` asks
+        "Average features over time."
+        if not self.own.pools_to(self.rate): return features, mask
+        return pool_time(features, mask, self.own.times(mask.shape[1], mask.device), self.rate)
+
+    def unpooled(self, audio: Tensor, amask: Tensor) -> tuple[Tensor, Tensor]:  # as `forward`
+        "Features at the encoder's own rate."
         audio = torch.where(amask, audio.float() / 32768 if audio.dtype == torch.int16 else audio.float(), 0)
         samples, size = amask.sum(1), round(PART_S * SAMPLE_RATE)
         parts = max(-(-int(samples.max()) // size), 1) if len(samples) else 1
-        if parts == 1: features, mask = self._whole(audio, samples)
-        else: features, mask = self._in_parts(audio, samples, size)
-        if not self.own.pools_to(self.rate): return features, mask
-        return pool_time(features, mask, self.own.times(mask.shape[1], mask.device), self.rate)
+        return self._whole(audio, samples) if parts == 1 else self._in_parts(audio, samples, size)
 
     def _whole(self, audio: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         out = self.count(samples)

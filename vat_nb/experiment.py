@@ -14,6 +14,7 @@ import numpy as np, pandas as pd, torch
 from accelerate import Accelerator
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 from torch.utils.data import DataLoader
@@ -85,8 +86,13 @@ def resolve_faces(recipe: dict[str, Any]) -> str | None:
     if "://" in recipe["store"]: return open_store(recipe["store"]).settings["faces"]
     made = Path(recipe["store"], "settings.json")
     if made.is_file(): return read_json(made.read_bytes(), made).get("settings", {}).get("faces")
+    return _detector_here()
+
+
+@lru_cache
+def _detector_here() -> str:
     name, said = choose_detector()
-    tqdm.write(said)
+    tqdm.write(said)  # once is enough
     return name
 
 # %% ../nbs/21_experiment.ipynb #1abc2a3f

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audio_backbones import AudioBackbone, load_audio_backbone
 from .core import Clip, lengths_mask, read_json, write_atomically
+from .feature_encoder import STATISTICS, features_with_statistics, statistics_of
 from .feature_layout import FeatureLayout, pool_time
 from .media import decode_jpegs
 from .onnx_graphs import OnnxGraph
@@ -67,6 +68,7 @@ class ClipFeatures(NamedTuple):
     "What an encoder says of a clip."
     values: Tensor  # [M, G, D] or, of layers to mix, [M, G, L, D]; half precision; M is 0 where there is nothing
     times: Tensor  # [M] s, the middle of each moment; NaN: of the whole clip
+    statistics: Tensor  # [2, D] or [2, L, D] mean and standard deviation over the clip, at the encoder's own rate
 
 
 class FeatureSource(Protocol):
@@ -107,11 +109,11 @@ class BackboneSource:
         batch = torch.zeros(len(inputs), mask.shape[1], *inputs[0].shape[1:], dtype=inputs[0].dtype, device=self.device)
         for row, x in zip(batch, inputs): row[:len(x)] = x.to(self.device)
         if not mask.any(): return [self._empty() for _ in clips]
-        features, real = self.backbone(batch, mask)
-        places = self.layout.grid ** 2
-        features, real = features.unflatten(1, (-1, places)), real[:, ::places]
+        features, real = features_with_statistics(self.backbone, batch, mask)
+        places, statistics = self.layout.grid ** 2, features[:, :STATISTICS].float().cpu()
+        features, real = features[:, STATISTICS:].unflatten(1, (-1, places)), real[:, STATISTICS::places]
         times = self.layout.times(real.shape[1])
-        found = [ClipFeatures(_half(x[m]), times[m.cpu()]) for x, m in zip(features, real)]
+        found = [ClipFeatures(_half(x[m]), times[m.cpu()], s) for x, m, s in zip(features, real, statistics)]
         for clip, f in zip(clips, found):
             if not f.values.isfinite().all():
                 raise ValueError(
@@ -133,6 +135,7 @@ class BackboneSource:
         return ClipFeatures(
             torch.zeros(0, self.layout.grid ** 2, *self.backbone.tail, dtype=torch.half),
             torch.zeros(0, dtype=torch.double),
+            torch.zeros(STATISTICS, *self.backbone.tail),
         )
 
 # %% ../nbs/10i_feature_cache.ipynb #3abbf8aa
@@ -181,11 +184,12 @@ class FolderSource:
                 f"and others of this folder have {self.width}: are two encoders mixed?"
             )
         x, at = torch.from_numpy(values), torch.from_numpy(times)
+        statistics = statistics_of(x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
         if self.pools and at.isfinite().all() and len(at):
             x, real = pool_time(x[None], torch.ones(1, len(x), dtype=torch.bool), at.clamp(min=0), self.rate)
             at = self.layout.times(x.shape[1])[real[0]]
             x = x[0, real[0]]
-        return ClipFeatures(_half(x)[:, None], at)
+        return ClipFeatures(_half(x)[:, None], at, statistics)
 
     def _file(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [T, D] float32, [T] s or NaN
         if clip.id not in self.files:
@@ -314,7 +318,8 @@ def planned_bytes(
     "Room that the features of clips take on disk."
     seconds = store.ledger.loc[[c.id for c in clips], "duration"].to_numpy(float)
     moments = np.ceil(seconds / layout.step) + 1
-    return int((moments * (layout.grid ** 2 * layout.layers * layout.width * 2 + 8) + 200).sum())
+    numbers = layout.layers * layout.width
+    return int((moments * (layout.grid ** 2 * numbers * 2 + 8) + numbers * 8 + 300).sum())
 
 
 def check_room(
@@ -332,7 +337,7 @@ def check_room(
 
 
 def _save(folder: Path, clip: Clip, found: ClipFeatures) -> None:
-    raw = safetensors.torch.save(dict(values=found.values.contiguous(), times=found.times.contiguous()))
+    raw = safetensors.torch.save({k: v.contiguous() for k, v in found._asdict().items()})
     write_atomically(folder / "clips" / f"{clip.id}.safetensors", raw)
 
 # %% ../nbs/10i_feature_cache.ipynb #7fc6d566

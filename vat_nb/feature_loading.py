@@ -40,8 +40,10 @@ def speaker_scales(
         batches = []
         for clip in clips:
             if clip.speaker != speaker: continue
-            x = source.read(clip).values.flatten(0, 1).float()
-            if len(x): batches.append(prepend_statistics(x[None], torch.ones(1, len(x), dtype=torch.bool)))
+            found = source.read(clip)
+            x = found.values.flatten(0, 1).float()
+            real = torch.ones(1, len(x), dtype=torch.bool)
+            if len(x): batches.append(prepend_statistics(x[None], real, found.statistics[None]))
         measure.set_scale(batches)
         scales[speaker] = Scale(measure.mean, measure.std)
     return scales
@@ -84,16 +86,17 @@ class FeatureDataset(ClipDataset):
         return Sample(video, audio, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
     def _whole(self, stream: int, clip: Clip) -> np.ndarray:
-        if (stream, clip.id) not in self.whole: self.whole[stream, clip.id] = self._window(stream, clip, 0)
+        if (stream, clip.id) not in self.whole: self.whole[stream, clip.id] = self._window(stream, clip, 0, True)
         return self.whole[stream, clip.id]
 
-    def _window(self, stream: int, clip: Clip, start: int) -> np.ndarray:
+    def _window(self, stream: int, clip: Clip, start: int, whole: bool = False) -> np.ndarray:
         found = self.sources[stream].read(clip)
         if self.dropped[stream]: return found.values[:0].flatten(0, 1).float().numpy()
         at = found.times * self.fps
         x = found.values[((start <= at) & (at < start + self.frames)) | at.isnan()].flatten(0, 1).float()
         if not len(x): return x.numpy()
-        x = prepend_statistics(x[None], torch.ones(1, len(x), dtype=torch.bool))[0][0]
+        statistics = found.statistics[None] if whole else None  # of a part they are measured on its moments
+        x = prepend_statistics(x[None], torch.ones(1, len(x), dtype=torch.bool), statistics)[0][0]
         return (apply_scale(x, self.speakers[stream][clip.speaker]) if self.speakers else x).numpy()
 
 

@@ -125,16 +125,16 @@ def audit_table(runs: list[dict[str, Any]]) -> str:
 
 # %% ../nbs/24_results.ipynb #c14bdf59
 ENCODERS = ("-p audio_encoder hf:whisper-tiny.en-encoder -p video_encoder onnx:emotion.onnx "
-            "-p video_options \"{'crop': 0.8}\" -p fps 12.5")
+            "-p video_options \\\"{'crop': 0.8}\\\" -p fps 12.5")
 JAVASED = (f"-p root JAVASED {ENCODERS} -p frames 160 -p feature_rate 2.0 -p batch_size 32 -p feature_dropout 0.7 "
-           "-p pretrain_epochs 0 -p epochs 60 -p valid 0.0 -p everything True -p k 6 -p seed N")
+           "-p pretrain_epochs 0 -p epochs 60 -p valid 0.0 -p everything True -p k 6 -p seed $N")
 LRWAR = f"-p root LRWAR {ENCODERS} -p audio_layers 1"
 STUDIES = (
     Study("javased", "Java-SED, one actor left out",
-          f'make crossval DATASET=features P="{JAVASED} -p out runs/javased_N"',
+          f'make crossval DATASET=features P="{JAVASED} -p out runs/javased_$N"',
           "runs/javased_[0-9]/crossval/crossval.json", folds_table),
     Study("javased_speaker", "Java-SED, one actor left out, features set against the speaker's own",
-          f'make crossval DATASET=features P="{JAVASED} -p against_speaker True -p out runs/javased_speaker_N"',
+          f'make crossval DATASET=features P="{JAVASED} -p against_speaker True -p out runs/javased_speaker_$N"',
           "runs/javased_speaker_[0-9]/crossval/crossval.json", folds_table),
     Study("lrwar", "LRW-AR, contrast and matching",
           f'make train DATASET=features P="-p stage pretrain {LRWAR} -p valid 0.177 -p out runs/lrwar"',
@@ -170,7 +170,7 @@ def render(
         "Written by `make results` from the JSON in `docs/results/`, which the commands below wrote. 95 % intervals in "
         "brackets are bootstrapped over clips, and over seeds where there are several. Java-SED is 144 acted clips of "
         "six actors, LRW-AR 1 754 clips of news presenters without labels; neither is part of the kit. Capital letters "
-        "in a command stand for a folder or a seed."]
+        "in a command stand for a folder, $N for a seed."]
     for study in studies:
         path = Path(top, "docs/results", f"{study.name}.json")
         if not path.is_file(): continue

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from .audio_backbones import AudioBackbone
 from .core import Tokens, suggest
-from .feature_encoder import FeatureEncoder, prepend_statistics
+from .feature_encoder import FeatureEncoder, features_with_statistics
 from .feature_layout import attention_blocks
 from .onnx_graphs import OnnxGraph
 from .video_backbones import VideoBackbone
@@ -54,7 +54,7 @@ class PretrainedEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         "Features and their mask, as the feature encoder takes them."
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return prepend_statistics(*self.backbone(x, mask))
+            return features_with_statistics(self.backbone, x, mask)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tokens: return self.features(*self.read(x, mask))
 

@@ -117,6 +117,18 @@ class VideoBackbone(nn.Module):
         video: Tensor,  # [B, T, 3, H, W] uint8, or float in 0..1
         vmask: Tensor,  # [B, T] bool
     ) -> tuple[Tensor, Tensor]:  # features [B, M * G, D], moment by moment, and mask [B, M * G]
+        return self.pool(*self.unpooled(video, vmask))
+
+    def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # of `unpooled` -> as many as `rate` asks
+        "Average features over time."
+        if not self.own.pools_to(self.rate): return features, mask
+        places = self.own.grid ** 2
+        moments, real = features.unflatten(1, (-1, places)), mask[:, ::places]
+        moments, real = pool_time(moments, real, self.own.times(real.shape[1], real.device), self.rate)
+        return moments.flatten(1, 2), real.repeat_interleave(places, 1)
+
+    def unpooled(self, video: Tensor, vmask: Tensor) -> tuple[Tensor, Tensor]:  # as `forward`
+        "Features at the encoder's own rate."
         T, n, layout = vmask.shape[1], self.frames, self.own
         at = torch.arange(T, device=vmask.device)
         # [B, T] the frame itself, or the last real one before it
@@ -129,8 +141,6 @@ class VideoBackbone(nn.Module):
             if len(r): out[r, p] = self.encode_frames(video[r[:, None], clips[r, p]]).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
-        if layout.pools_to(self.rate):
-            features, mask = pool_time(features, mask, layout.times(mask.shape[1], mask.device), self.rate)
         return features.flatten(1, 2), mask.repeat_interleave(layout.grid ** 2, 1)
 
 # %% ../nbs/10e_video_backbones.ipynb #60331c67
