@@ -103,7 +103,7 @@ def accelerator_of(recipe: dict[str, Any]) -> Accelerator:
 # %% ../nbs/21_experiment.ipynb #19906798
 def reading(recipe: dict[str, Any]) -> dict[str, Any]:
     "What a store of clips was made with."
-    return dict(fps=recipe["fps"], size=recipe["image"], quality=recipe["quality"], faces=recipe["faces"])
+    return dict(fps=recipe["fps"], size=recipe["image"], quality=recipe["quality"], faces=resolve_faces(recipe))
 
 
 def open_release(
