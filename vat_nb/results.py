@@ -125,7 +125,7 @@ def audit_table(runs: list[dict[str, Any]]) -> str:
 
 # %% ../nbs/24_results.ipynb #c14bdf59
 ENCODERS = ("-p audio_encoder hf:whisper-tiny.en-encoder -p video_encoder onnx:emotion.onnx "
-            "-p video_options \\\"{'crop': 0.8}\\\" -p fps 12.5")
+            "-p video_options \\\"{'crop': 0.8}\\\" -p faces yunet_n_640_640.onnx -p fps 12.5")
 JAVASED = (f"-p root JAVASED {ENCODERS} -p frames 160 -p feature_rate 2.0 -p batch_size 32 -p feature_dropout 0.7 "
            "-p pretrain_epochs 0 -p epochs 60 -p valid 0.0 -p everything True -p k 6 -p seed $N")
 LRWAR = f"-p root LRWAR {ENCODERS} -p audio_layers 1"
