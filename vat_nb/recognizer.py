@@ -67,6 +67,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         self.model, self.task, self.temperature = model.eval(), task, temperature
         self.recipe = {k: (ADDED | recipe)[k] for k in BUILDING}
         self.encoders = encoders if encoders is not None else _records(recipe)
+        self.backbones: dict[str, torch.nn.Module] = {}  # loaded and checked when the first clip is asked for
         self.places = [Path(p) for p in os.environ.get("VAT_NB_MODELS", "").split(os.pathsep) if p]  # where encoders may lie on this machine
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -138,13 +139,15 @@ def look(self: Recognizer, store: Store) -> Predictions:  # store: from `open`
 @patch
 def load_encoders(self: Recognizer) -> dict[str, torch.nn.Module]:  # by stream
     "The encoders whose features the model reads. Raises FileNotFoundError when one is not on this machine, ValueError when it has other weights."
-    backbones = {}
+    backbones = dict(self.backbones)
     for stream, record in self.encoders.items():
+        if stream in backbones: continue
         named = replace(encoder_spec(self.recipe, stream), name=find_encoder(self.recipe[f"{stream}_encoder"], self.places))
         if not named.computed: raise ValueError(f"this model was trained on features that somebody else computed ({named.name}), and reads no videos: train one on an encoder that is at hand")
         backbones[stream] = load_backbone(named, self.recipe["fps"])
         digest = weights_digest(backbones[stream])
         if digest != record.digest: raise ValueError(f"{named.name} has other weights ({digest}) than the encoder that this model was trained with ({record.digest}): take the same one")
+    self.backbones = backbones
     return backbones
 
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 import seaborn as sns
 from .core import Batch, Clip, find_settings, write_atomically
 from .inference import HEADS
-from .feature_loading import collate_features
+from .feature_loading import FeatureDataset, collate_features
 from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
@@ -63,10 +63,11 @@ class Windowed(NamedTuple):
 def window_batch(
     recognizer: Recognizer, store: Store, clip: Clip, media: Media,
     starts: Sequence[int],  # first frame of each window
+    features: FeatureDataset | None = None,  # of this clip, where the model reads features; None computes them
 ) -> Batch:
     "Windows of a clip side by side, as the model was taught to see them."
     if recognizer.encoders:
-        features = recognizer.dataset(store, [clip])
+        if features is None: features = recognizer.dataset(store, [clip])
         return collate_features([features[0, s] for s in starts])._replace(id=torch.arange(len(starts)))
     r, nothing = recognizer.recipe, (np.nan,) * len(recognizer.task.targets)
     parts = [cut_window(media, s, r["frames"], r["fps"], r["image"]) for s in starts]
@@ -84,8 +85,9 @@ def judge_windows(
     "Let the three heads judge windows of a clip; only a batch of windows is decoded at a time."
     model, frames, fps = recognizer.model, recognizer.recipe["frames"], recognizer.recipe["fps"]
     device, found, known = next(model.parameters()).device, {h: [] for h in HEADS}, []
+    features = recognizer.dataset(store, [clip]) if recognizer.encoders else None  # computed once for all windows
     for i in range(0, len(starts), batch_size):
-        batch = window_batch(recognizer, store, clip, media, starts[i:i + batch_size]).to(device)
+        batch = window_batch(recognizer, store, clip, media, starts[i:i + batch_size], features).to(device)
         out, seen, heard = model(batch), batch.vmask.any(1), batch.amask.any(1)
         known.append(torch.stack([seen, heard, seen | heard]).cpu())
         for h in HEADS: found[h].append([x.float().cpu() for x in getattr(out, h)])
