@@ -52,3 +52,24 @@ def test_two_detectors_find_the_same_faces(files, javased):
     for path in files:
         a, b = (read_clip(path, fps=1, size=64, locate=face_locator(name)) for name in ("cascade", str(weights)))
         assert a.reasons == b.reasons == () and overlap(*(np.array([x, y, side, side]) for x, y, side in (a.box, b.box))) > 0.4, path
+
+
+def test_a_finished_store_is_opened_without_its_detector(files, javased, tmp_path):
+    "Weights are only needed where there is a face to look for."
+    from vat_nb import faces
+    from vat_nb.core import Clip
+    from vat_nb.preprocess import preprocess
+    from vat_nb.releases import Task
+    weights = javased.parent / "models" / "yunet_n_640_640.onnx"
+    if not weights.is_file(): pytest.skip("YuNet's weights are not on this machine")
+    here = tmp_path / weights.name
+    here.write_bytes(weights.read_bytes())
+    clips = [Clip(path.stem, str(path), "train") for path in files[:3]]
+    task, store = Task((), ()), tmp_path / "store"
+    done = preprocess(clips[:2], task, store, fps=1, size=64, faces=str(here), processes=1)
+    here.unlink()
+    faces.face_locator.cache_clear()  # as in a new process
+    again = preprocess(clips[:2], task, store, fps=1, size=64, faces=str(here), processes=1)
+    assert again.equals(done)
+    with pytest.raises(FileNotFoundError, match="no YuNet weights"):
+        preprocess(clips, task, store, fps=1, size=64, faces=str(here), processes=1)

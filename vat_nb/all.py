@@ -48,6 +48,7 @@ from .inputs import *
 from .recognizer import *
 from .ensemble import *
 from .baseline import *
+from .linear_probe import *
 from .explore import *
 from .windows import *
 from .saliency import *

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SHARES', 'HELD_SPLITS', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'resolve_faces', 'accelerator_of', 'reading',
            'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'has_both', 'check_pseudo',
-           'split_clips', 'split_unlabelled', 'clip_weights', 'audited', 'new_model', 'loader_of', 'predict_clips',
-           'schedule', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'scored_clips', 'run_recipe']
+           'split_clips', 'split_unlabelled', 'clip_weights', 'known_weights', 'audited', 'new_model', 'loader_of',
+           'predict_clips', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'scored_clips',
+           'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -27,6 +28,7 @@ from .ensemble import load_predictions, save_predictions
 from .layers import prepare_blocks
 from .faces import choose_detector
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth
+from .linear_probe import start_from_probe
 from .inputs import build_loader, check_available, check_encoders, layouts, model_config, prepare_features, reads_features, set_scales
 from .loading import hold_out
 from .model import VAT, Scores, build_vat
@@ -236,6 +238,11 @@ def clip_weights(
     return dict(zip(table["id"], weights.astype(float)))
 
 
+def known_weights(data: Store, recipe: dict[str, Any]) -> dict[str, float]:
+    "Weights of clips where the recipe names an audit, else none."
+    return clip_weights(data, recipe) if recipe["audit"] else {}
+
+
 def audited(recipe: dict[str, Any]) -> dict[str, str]:
     "What a run's weights owe to the audit: its content in a few letters, or nothing."
     return dict(audit=hashlib.sha256((find_settings().parent / recipe["audit"]).read_bytes()).hexdigest()[:12]) if recipe["audit"] else {}
@@ -274,7 +281,7 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
 
 # %% ../nbs/21_experiment.ipynb #71663116
 COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options",
-          "feature_dropout", "dropout", "early_fusion", "random_negatives", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
+          "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
           "temperature", "seed", "valid", "valid_split",
           "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
           "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop")
@@ -333,6 +340,11 @@ def finetune(
 ) -> list[dict[str, float]]:  # one row per epoch
     "Blended supervision of the three heads, with distillation and pseudo-labels as the recipe has them."
     r, weights = recipe, Weights(*(recipe[f"weight_{k}"] for k in ("video", "audio", "fused", "targets")))
+    if r["linear_probe"] and not (checkpoint and checkpoint.exists()):  # a run that goes on has left it behind
+        known = known_weights(data, r)
+        clips = [c for c in split.train if known.get(c.id, 1)]
+        counted = np.array([known.get(c.id, 1) for c in clips])
+        start_from_probe(model, build_loader(data, clips, r | dict(workers=0)), clips, *truth(clips, data.task), counted)
     confidence = Confidence(len(data.task.classes), r["pseudo_threshold"]) if r["pseudo_labels"] else None
     objective = Finetune(model, BLENDS[r["blend"]](weights), r["label_smoothing"], Augment(r["augment_image"], r["augment_wave"], r["drop_modality"]), confidence, r["mixup"])
     taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])

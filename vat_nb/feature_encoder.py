@@ -103,6 +103,13 @@ class FeatureEncoder(nn.Module):
         cls = tokens.x[:, :1] + self.summary(statistics)[:, None].to(tokens.x.dtype)
         return Tokens(torch.cat([cls, tokens.x[:, 1:]], 1), tokens.mask)
 
+    def summarise(
+        self,
+        features: Tensor, mask: Tensor,  # as `forward` takes them
+    ) -> Tensor:  # [B, 2 * width]; zeros where there is nothing
+        "Standardised mean and deviation of a clip, as a linear model reads them."
+        return self.drop(self.standardise(features[:, :STATISTICS], mask[:, :STATISTICS])).flatten(1)
+
     @torch.no_grad()
     def set_scale(
         self,

@@ -82,6 +82,10 @@ def check_encoders(recipe: dict[str, Any]) -> None:
         )
     if r["dropout"] is not None and (type(r["dropout"]) not in (int, float) or not 0 <= r["dropout"] < 1):
         raise ParameterError(f"dropout is a share from 0 to 1, or None, not {r['dropout']!r}")
+    if r["linear_probe"] and len(named) < 2:
+        raise ParameterError(
+            "linear_probe reads features of pretrained encoders: name both encoders, or set linear_probe to False"
+        )
     if r["dataset"] == "features" and len(named) < 2:
         raise ParameterError(
             "the recipe features needs encoders for both streams: name a pair (-p encoders small), "
@@ -195,7 +199,7 @@ def build_loader(
 # values that only training minds
 MODEL_DEFAULTS = dict(
     temperature=0.07, augment_spectrogram=1.0, tubelet=None, tune="frozen", dropout=None, feature_dropout=0.0,
-    early_fusion=False,
+    early_fusion=False, linear_probe=False,
 )
 SCALE_CLIPS = 2000  # clips that features are measured on, evenly spread
 
@@ -211,6 +215,7 @@ def model_config(
         r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), r["temperature"],
         r["augment_spectrogram"], r["tubelet"], **encoders,
         tune=r["tune"], dropout=r["dropout"], feature_dropout=r["feature_dropout"], early_fusion=r["early_fusion"],
+        linear_probe=r["linear_probe"],
     )
 
 

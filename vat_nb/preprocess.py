@@ -237,7 +237,7 @@ def preprocess(
 ) -> pd.DataFrame:  # the ledger
     "Bring the store up to date with the clips; what is done and unchanged is left alone. Raises OSError when the disk is full."
     store, settings = Path(store), dict(fps=fps, size=size, quality=quality, faces=faces)
-    face_locator(faces)  # weights that are not there stop the run before it starts
+    if unfinished(clips, store, settings): face_locator(faces)  # missing weights stop the run before it starts
     (store / "clips").mkdir(parents=True, exist_ok=True)
     with _alone(store):
         write_clips(store, clips, task, settings)

@@ -32,8 +32,9 @@ from .weights import find_encoder
 # %% ../nbs/19d_recognizer.ipynb #c85c4dd2
 BUILDING = dict(  # recipe values that a model is built and fed with
     size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None,
-    video_layers="last", audio_layers="last", feature_rate=None, video_options={}, audio_options={}, early_fusion=False, cache_features=False)
-ADDED = {k: BUILDING[k] for k in ("tubelet", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options", "early_fusion", "cache_features")}
+    video_layers="last", audio_layers="last", feature_rate=None, video_options={}, audio_options={}, early_fusion=False, linear_probe=False,
+    cache_features=False)
+ADDED = {k: BUILDING[k] for k in ("tubelet", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options", "early_fusion", "linear_probe", "cache_features")}
 LARGEST = dict(image=4096, fps=1000.0, frames=100_000, quality=100)  # no model here was made with more
 
 

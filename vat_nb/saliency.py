@@ -106,7 +106,7 @@ def look(
             with torch.enable_grad():
                 fused = model.fusion(encoded.video, encoded.audio, cls_only=False).cls
                 cls = model.join(fused, encoded.video.cls, encoded.audio.cls)
-                logits, values = model.heads["fusion"](cls)
+                logits, values = model.score("fusion", cls, encoded)
                 said = dict(logits=logits[0], values=values[0], match=model.match_head(cls).float()[0])
     finally: model.train(was_training)
     of = lambda blocks: [kept[b.attend][0].detach().mean(0) for b in blocks]
