@@ -204,8 +204,9 @@ def mean_score(
     predictions: Sequence[Predictions],  # of one recipe, one per seed
     task: Task,
     name: str | None = None,  # of the score; None is the one that ranks
+    head: str = "fusion",
 ) -> tuple[float, float, float]:  # mean over the seeds, low, high
-    "A score of the fused head over clips and seeds: the difference to a system that scores nothing."
+    "A score of one head over clips and seeds: the difference to a system that scores nothing."
     name, nothing = name or main_score(score(predictions[0], task), task), [lambda taken: np.zeros(len(taken))] * len(predictions)
     n, draws = int(_known(predictions[0], task, name).sum()), 2000 if name in ("f1", "combined") else 300
-    return paired_interval([_of_draws(p, task, name) for p in predictions], nothing, n, draws=draws)
+    return paired_interval([_of_draws(p, task, name, head) for p in predictions], nothing, n, draws=draws)
