@@ -283,9 +283,9 @@ def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, 
 COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options",
           "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
           "temperature", "seed", "valid", "valid_split",
-          "label_share", "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
+          "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
           "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop")
-TUNING = ("stage", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
+TUNING = ("stage", "label_share", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
 
 
 def schedule(recipe: dict[str, Any], lr: float) -> Schedule:
@@ -303,7 +303,8 @@ def pretrain(
     each_epoch: Callable | None = None,  # see `fit`
 ) -> list[dict[str, float]]:  # one row per epoch
     "Contrast, matching and masked sound, without labels."
-    r, pairs = recipe, [c for c in clips if has_both(data, c)]
+    place = {c.id: i for i, c in enumerate(data.clips)}  # one order, whichever clips have labels: runs with few and with many share it
+    r, pairs = recipe, sorted((c for c in clips if has_both(data, c)), key=lambda c: place[c.id])
     goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"], r["patch_drop"], r["random_negatives"])
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]), r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
@@ -362,6 +363,7 @@ def train_model(
     if recipe["stage"] != "all": raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
     model = new_model(recipe, data, split.train + split.unlabelled).to(accelerator.device)
     if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
+    model.scale_targets(torch.from_numpy(truth(split.train, data.task)[1]))  # a shared pretraining may have known other labels
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)
 
 # %% ../nbs/21_experiment.ipynb #3ee1e356
