@@ -1,6 +1,7 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
 # make features  compute the features of pretrained encoders alone, as over night or on another machine (make features DATASET=mer23)
+# make layers   which layer of a sound encoder says most about one's own clips (make layers DATASET=features P="-p root FOLDER -p encoders small")
 # make crossval | ablation | semisupervised | sweep   folds and ensembles; what each part is worth; how many labels it takes; which values are best (all resumable)
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
 # make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 # the executed notebook lies beside its results, in the folder that P names (-p out FOLDER), if it names one
 OUT := $(or $(patsubst @%,%,$(filter @%,$(subst -p out ,@,$(P)))),runs/$(DATASET))
 
-.PHONY: setup train preprocess features results benchmark crossval ablation semisupervised sweep soak alignment audit test lab docs export readme figures clean
+.PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep soak alignment audit test lab docs export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -33,7 +34,7 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess features benchmark crossval ablation semisupervised sweep soak alignment audit: setup
+preprocess features layers benchmark crossval ablation semisupervised sweep soak alignment audit: setup
 	mkdir -p $(OUT)
 	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb
