@@ -78,7 +78,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     from vat_nb.recognizer import Recognizer
     from vat_nb.snapshots import open_run, run_model, take_snapshot
     from vat_nb.inputs import MODEL_DEFAULTS, build_loader
-    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}", "weight_masked=0.0", "augment_image=0.0", "augment_wave=0.0", "feature_rate=10.0", "early_fusion=True"
+    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}", "weight_masked=0.0", "augment_image=0.0", "augment_wave=0.0", "feature_rate=10.0", "early_fusion=True", "linear_probe=True"
     code, printed, _ = papermill(tmp_path, *where, *FAST, f"audio_encoder={names['large']}")
     assert code != 0 and "set weight_masked to 0" in printed
     _, _, out = papermill(tmp_path, *where, *FAST, *encoders, check=True)
@@ -99,8 +99,14 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
             assert len(s.v) == len(run.kept) and np.isfinite(s.own).all()
     for name in ("alignment", "attention"): papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
     (tmp_path / "folds").mkdir()
-    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", name="crossval", check=True)
-    assert json.loads((folded / "crossval/crossval.json").read_text())["clips"] == 24
+    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", "seeds=2", "try_layers=1,1+2", name="crossval", check=True)
+    summary = json.loads((folded / "crossval/crossval.json").read_text())
+    assert summary["clips"] == 24 and len(summary["answers"]) == 2 and set(summary["layers"]) <= {"1", "1+2"} and len(summary["layer_scores"]) == 2
+    assert summary["answers"][0]["said"]["logistic regression, fusion"] == summary["answers"][1]["said"]["logistic regression, fusion"]
+    _, _, probed = papermill(tmp_path / "folds", *where, *encoders[:2], *encoders[3:6], name="layers", check=True)
+    rows = {r["features"]: r for r in json.loads((probed / "layers/layers.json").read_text())["rows"]}
+    assert {"MFCC", "picture's encoder", "sound, layer 1", "sound, layer 1+2, and picture"} <= set(rows)
+    assert all(r["unseen low"] <= r["unseen F1"] <= r["unseen high"] for r in rows.values())
     assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
 
 

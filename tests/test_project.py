@@ -31,7 +31,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 def test_notebooks_that_people_run_take_parameters_and_export_nothing():
-    for name in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "predict", "alignment", "attention", "audit"):
+    for name in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "predict", "alignment", "attention", "audit", "layers", "features"):
         cells = json.loads((PROJECT / "nbs" / f"{name}.ipynb").read_text())["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         assert len(tagged) == 1 and "dataset = " in "".join(tagged[0]["source"])
@@ -66,7 +66,7 @@ def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
 
 def test_new_notebooks_have_short_lines():
     "120 columns in the notebooks of pretrained encoders and what came after; the others follow."
-    names = [p for p in sorted((PROJECT / "nbs").glob("*.ipynb")) if re.match(r"(10[b-j]|19a|21b|24)_|features", p.name)]
+    names = [p for p in sorted((PROJECT / "nbs").glob("*.ipynb")) if re.match(r"(10[b-j]|19[ae]|21b|24)_|features|layers", p.name)]
     assert len(names) >= 13
     for path in names:
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:

@@ -374,8 +374,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'vat_nb/feature_loading.py'),
                                         'vat_nb.feature_loading.FeatureDataset.__init__': ( 'feature_loading.html#featuredataset.__init__',
                                                                                             'vat_nb/feature_loading.py'),
-                                        'vat_nb.feature_loading.FeatureDataset._whole': ( 'feature_loading.html#featuredataset._whole',
-                                                                                          'vat_nb/feature_loading.py'),
                                         'vat_nb.feature_loading.FeatureDataset._window': ( 'feature_loading.html#featuredataset._window',
                                                                                            'vat_nb/feature_loading.py'),
                                         'vat_nb.feature_loading.Scale': ('feature_loading.html#scale', 'vat_nb/feature_loading.py'),

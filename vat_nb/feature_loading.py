@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from .core import Batch, Clip, lengths_mask
 from .feature_cache import FeatureSource
-from .feature_encoder import STATISTICS, FeatureEncoder, prepend_statistics
+from .feature_encoder import STATISTICS, FeatureEncoder, prepend_statistics, statistics_of
 from .loading import ClipDataset, Sample, Windows, stand_apart
 from .preprocess import Store
 
@@ -73,7 +73,6 @@ class FeatureDataset(ClipDataset):
         super().__init__(store, clips, frames)
         self.sources, self.speakers = (video, audio), speakers
         self.dropped = tuple(s in dropped for s in ("video", "audio"))
-        self.whole: dict[tuple[int, str], np.ndarray] = {}  # clips that fit into a window are the same in every epoch
 
     def __getitem__(
         self,
@@ -82,21 +81,20 @@ class FeatureDataset(ClipDataset):
         row, start = item
         clip, classes = self.clips[row], self.store.task.classes
         fits = self.lengths[row] <= self.frames
-        video, audio = (self._whole(k, clip) if fits else self._window(k, clip, start) for k in range(2))
+        video, audio = (self._window(stream, clip, None if fits else start) for stream in range(2))
         return Sample(video, audio, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
-    def _whole(self, stream: int, clip: Clip) -> np.ndarray:
-        if (stream, clip.id) not in self.whole: self.whole[stream, clip.id] = self._window(stream, clip, 0, True)
-        return self.whole[stream, clip.id]
-
-    def _window(self, stream: int, clip: Clip, start: int, whole: bool = False) -> np.ndarray:
-        found = self.sources[stream].read(clip)
-        if self.dropped[stream]: return found.values[:0].flatten(0, 1).float().numpy()
-        at = found.times * self.fps
-        x = found.values[((start <= at) & (at < start + self.frames)) | at.isnan()].flatten(0, 1).float()
+    def _window(self, stream: int, clip: Clip, start: int | None) -> np.ndarray:  # start: None takes the whole clip
+        values, times, statistics = self.sources[stream].read(clip)
+        if self.dropped[stream]: values = values[:0]
+        elif start is not None:
+            at = times * self.fps
+            values = values[((start <= at) & (at < start + self.frames)) | at.isnan()]
+        x = values.flatten(0, 1).float()
         if not len(x): return x.numpy()
-        statistics = found.statistics[None] if whole else None  # of a part they are measured on its moments
-        x = prepend_statistics(x[None], torch.ones(1, len(x), dtype=torch.bool), statistics)[0][0]
+        # of a part of a clip they are measured on its moments
+        if start is not None: statistics = statistics_of(x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
+        x = torch.cat([statistics, x])
         return (apply_scale(x, self.speakers[stream][clip.speaker]) if self.speakers else x).numpy()
 
 

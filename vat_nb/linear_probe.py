@@ -62,7 +62,11 @@ def start_from_probe(
             fitted = [(np.zeros((head.classes, x.shape[1])), np.zeros(head.classes))]
             if len(np.unique(y[known])) > 1:
                 of = None if weights is None else weights[known]
-                fitted = [linear_weights(fit_linear("logistic regression", x[known], y[known], people[known], of), head.classes)]
+                fitted = [
+                    linear_weights(
+                        fit_linear("logistic regression", x[known], y[known], people[known], of), head.classes
+                    )
+                ]
         fitted += [fit_target(x, t) for t in ((targets - head.mean.cpu().numpy()) / head.std.cpu().numpy()).T]
         for parameter, values in zip((probe.weight, probe.bias), (np.concatenate(p) for p in zip(*fitted))):
             parameter.copy_(torch.from_numpy(values))

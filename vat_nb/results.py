@@ -134,7 +134,9 @@ def audit_table(runs: list[dict[str, Any]]) -> str:
     spoilt = " and ".join(f"{cell['cosine', k]['clips']} {k}" for k in kinds)
     said = f"{run['clips']} clips, of which {spoilt}; pretraining took {run['pretrain_seconds'] / 60:.1f} minutes."
     lips = f"The loudness that faces foretell has a correlation of {run['lips']:.2f} with the one that is heard"
-    return "\n\n".join([table(["witness", *kinds], rows), f"{said} {lips}: below 0.2 the lips have no say in the verdict."])
+    return "\n\n".join(
+        [table(["witness", *kinds], rows), f"{said} {lips}: below 0.2 the lips have no say in the verdict."]
+    )
 
 
 def ladder_table(runs: list[dict[str, Any]]) -> str:
@@ -171,9 +173,19 @@ def shares_table(runs: list[dict[str, Any]]) -> str:
 
 def layers_table(runs: list[dict[str, Any]]) -> str:
     "Logistic regression on each layer."
-    rows = [[r["features"], *(interval_text([r[f"{how} {k}"] for k in ("F1", "low", "high")]) for how in ("unseen", "per speaker"))]
-            for r in runs[0]["rows"]]
-    return "\n\n".join([table(["features", "unseen person", "per speaker"], rows), f"{runs[0]['clips']} clips of {runs[0]['people']} people."])
+    rows = [
+        [
+            r["features"],
+            *(interval_text([r[f"{how} {k}"] for k in ("F1", "low", "high")]) for how in ("unseen", "per speaker")),
+        ]
+        for r in runs[0]["rows"]
+    ]
+    return "\n\n".join(
+        [
+            table(["features", "unseen person", "per speaker"], rows),
+            f"{runs[0]['clips']} clips of {runs[0]['people']} people.",
+        ]
+    )
 
 
 def costs_table(runs: list[dict[str, Any]]) -> str:
@@ -186,16 +198,38 @@ def costs_table(runs: list[dict[str, Any]]) -> str:
     memory = [f"{name} {value:.0f} MB" for name, value in run["memory"].items()]
     plan = [[str(r["cores"]), f"{r['feature_hours']:.1f}", f"{r['cache_GB']:.1f}",
              *(f"{r[k]:.0f}" for k in r if k.endswith("_epoch_minutes"))] for r in run["plan"]]
-    titles = [f"minutes of an epoch ({k.removesuffix('_epoch_minutes')})" for k in run["plan"][0] if k.endswith("_epoch_minutes")]
-    said = f"Clips of {run['clip_seconds']:.1f} s; {'; '.join(epochs)}. Most memory: {', '.join(memory)}. For 74 000 such clips:"
+    titles = [
+        f"minutes of an epoch ({k.removesuffix('_epoch_minutes')})"
+        for k in run["plan"][0]
+        if k.endswith("_epoch_minutes")
+    ]
+    said = (
+        f"Clips of {run['clip_seconds']:.1f} s; {'; '.join(epochs)}. "
+        f"Most memory: {', '.join(memory)}. For 74 000 such clips:"
+    )
     return "\n\n".join([table(names, rows), said, table(["cores", "hours of features", "GB of cache", *titles], plan)])
 
 
 def pairs_table(runs: list[dict[str, Any]]) -> str:
     "What the named pairs of encoders cost."
-    rows = [[r["pair"], *(f"{r[k]:.0f}" for k in ("audio_MB", "video_MB")), *(f"{r[k]:.1f}" for k in ("audio_s", "video_s"))]
-            for r in runs[0]["pairs"]]
-    return table(["pair", "MB of audio weights that are read", "MB of video weights", "s of a core: sound", "s of a core: picture"], rows)
+    rows = [
+        [
+            r["pair"],
+            *(f"{r[k]:.0f}" for k in ("audio_MB", "video_MB")),
+            *(f"{r[k]:.1f}" for k in ("audio_s", "video_s")),
+        ]
+        for r in runs[0]["pairs"]
+    ]
+    return table(
+        [
+            "pair",
+            "MB of audio weights that are read",
+            "MB of video weights",
+            "s of a core: sound",
+            "s of a core: picture",
+        ],
+        rows,
+    )
 
 # %% ../nbs/24_results.ipynb #c14bdf59
 def encoders(crop: float) -> str:
@@ -223,7 +257,8 @@ STUDIES = (
           f'make audit DATASET=features P="{LRWAR} -p pretrain_epochs 25 -p seed 1 -p out runs/lrwar_audit"',
           "runs/lrwar_audit/audit/audit.json", audit_table),
     Study("ladder", "Java-SED with LRW-AR as unlabelled clips, part by part",
-          f'make ablation DATASET=features P="{BOTH} -p seeds 10 -p out runs/ladder"', "runs/ladder/ablation.json", ladder_table),
+          f'make ablation DATASET=features P="{BOTH} -p seeds 10 -p out runs/ladder"',
+          "runs/ladder/ablation.json", ladder_table),
     Study("shares", "Java-SED with LRW-AR as unlabelled clips, by share of labels",
           f'make semisupervised DATASET=features P="{BOTH} -p seeds 10 -p out runs/shares"',
           "runs/shares/semisupervised.json", shares_table),
@@ -290,7 +325,8 @@ def fill(
 
     def between(found: re.Match) -> str:
         path = Path(top, "docs/results", f"{found[1]}.json")
-        if found[1] not in known or not path.is_file(): raise ValueError(f"there are no figures of the study {found[1]}: run its command, then make results")
+        if found[1] not in known or not path.is_file():
+            raise ValueError(f"there are no figures of the study {found[1]}: run its command, then make results")
         said = study_text(known[found[1]], read_json(path.read_bytes(), path)["runs"])
         return f"<!-- study {found[1]} -->\n\n{said}\n\n<!-- end -->"
     return re.sub(r"<!-- study (\w+) -->.*?<!-- end -->", between, text, flags=re.S)
@@ -306,7 +342,8 @@ def fill_file(
     else:
         notebook = json.loads(text)
         for cell in notebook["cells"]:
-            if cell["cell_type"] == "markdown": cell["source"] = fill("".join(cell["source"]), top).splitlines(keepends=True)
+            if cell["cell_type"] == "markdown":
+                cell["source"] = fill("".join(cell["source"]), top).splitlines(keepends=True)
         filled = json.dumps(notebook, ensure_ascii=False, indent=1) + "\n"
     if filled != text: write_atomically(path, filled.encode())
 
