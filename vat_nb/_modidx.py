@@ -1025,6 +1025,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'vat_nb.weights.load_checkpoint': ('weights.html#load_checkpoint', 'vat_nb/weights.py'),
                                 'vat_nb.weights.load_state': ('weights.html#load_state', 'vat_nb/weights.py'),
                                 'vat_nb.weights.load_strict': ('weights.html#load_strict', 'vat_nb/weights.py'),
+                                'vat_nb.weights.parse_computing_encoder': ('weights.html#parse_computing_encoder', 'vat_nb/weights.py'),
                                 'vat_nb.weights.parse_encoder': ('weights.html#parse_encoder', 'vat_nb/weights.py')},
             'vat_nb.windows': { 'vat_nb.windows.PredictPanel': ('windows.html#predictpanel', 'vat_nb/windows.py'),
                                 'vat_nb.windows.PredictPanel.__init__': ('windows.html#predictpanel.__init__', 'vat_nb/windows.py'),

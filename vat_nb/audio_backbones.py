@@ -16,7 +16,7 @@ from .core import lengths_mask
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .media import SAMPLE_RATE
 from .onnx_graphs import OnnxGraph
-from .weights import AUDIO_SOURCES, Checkpoint, import_optional, load_checkpoint, parse_encoder
+from .weights import Checkpoint, import_optional, load_checkpoint, parse_computing_encoder
 
 # %% ../nbs/10f_audio_backbones.ipynb #625b78f9
 PART_S = 30.0  # s of sound that an encoder hears at once
@@ -257,10 +257,7 @@ def load_audio_backbone(
     options: Mapping[str, Any] | None = None,  # what an ONNX graph does not say, see `OnnxOptions`
 ) -> AudioBackbone:
     "Load an encoder of sound at 16 kHz. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
-    encoder = parse_encoder(name, AUDIO_SOURCES)
-    if options and encoder.source != "onnx":
-        raise ValueError(f"audio_options are for ONNX graphs, and {name} says all by itself: leave them out")
-    if encoder.source == "features": raise ValueError(f"{name} is a folder of features: it reads no sound")
+    encoder = parse_computing_encoder(name, "audio", options)
     if encoder.source == "onnx": return GraphBackbone(OnnxGraph(encoder.model, "audio", options), name, layers, rate)
     checkpoint = load_checkpoint(encoder.model, "audio", disabled=("apply_spec_augment", "add_adapter"))
     if checkpoint.model.config.model_type == "whisper": return WhisperBackbone(checkpoint, name, layers, rate)

@@ -16,7 +16,7 @@ from .core import suggest
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
 from vat_nb.weights import (
-    VIDEO_SOURCES, _fetching, import_optional, load_checkpoint, load_state, load_strict, parse_encoder,
+    _fetching, import_optional, load_checkpoint, load_state, load_strict, parse_computing_encoder,
 )
 
 # %% ../nbs/10e_video_backbones.ipynb #e4baeb7e
@@ -217,10 +217,7 @@ def load_video_backbone(
     options: Mapping[str, Any] | None = None,  # what an ONNX graph does not say, see `OnnxOptions`
 ) -> VideoBackbone:
     "Load an encoder of frames. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
-    encoder = parse_encoder(name, VIDEO_SOURCES)
-    if options and encoder.source != "onnx":
-        raise ValueError(f"video_options are for ONNX graphs, and {name} says all by itself: leave them out")
-    if encoder.source == "features": raise ValueError(f"{name} is a folder of features: it reads no videos")
+    encoder = parse_computing_encoder(name, "video", options)
     read = dict(
         timm=partial(_timm_settings, file=encoder.file), hf=_hf_settings, onnx=partial(_onnx_settings, values=options)
     )
