@@ -73,6 +73,7 @@ figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py
 	for f in alignment attention fine-tuning robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
+	test ! -f runs/lrwar/figures/alignment_matrices.png || cp runs/lrwar/figures/alignment_matrices.png figures/alignment_lrwar.png
 	for f in scaling values; do test ! -f runs/demo/figures/benchmark_$$f.png || cp runs/demo/figures/benchmark_$$f.png figures/$$f.png; done
 
 clean:
