@@ -26,7 +26,7 @@ def _cepstrum() -> MFCC: return MFCC(SAMPLE_RATE, n_mfcc=20, melkwargs=dict(n_ff
 
 def mfcc_statistics(
     wave: np.ndarray,  # [S] int16, or float in -1..1, 16 kHz
-) -> np.ndarray:  # [120] float32: mean, then standard deviation, of 20 coefficients, their deltas and the deltas' deltas
+) -> np.ndarray:  # [120] float32: mean, then standard deviation, of 20 coefficients, their deltas and deltas' deltas
     "A voice as numbers; zeros where there is none."
     x = torch.from_numpy(wave / np.float32(32768) if wave.dtype == np.int16 else wave.astype(np.float32))
     if len(x) < 400: return np.zeros(120, np.float32)  # less than one frame of 25 ms
@@ -66,11 +66,19 @@ def svm_baseline(
     y: np.ndarray,  # [N] class
     speakers: np.ndarray,  # [N] who is left out together
     classes: int,  # C
-) -> np.ndarray:  # [N, C] margins to be read as logits, each by a machine that never met the speaker; -inf for classes that never occur
+) -> np.ndarray:  # [N, C] margins as logits, by machines that never met the speaker; -inf for classes that never occur
     "Leave one speaker out and ask a support vector machine. Raises ValueError when there is only one speaker."
-    margins = cross_val_predict(make_pipeline(StandardScaler(), SVC()), features, y, groups=speakers, cv=LeaveOneGroupOut(), method="decision_function")
+    margins = cross_val_predict(
+        make_pipeline(StandardScaler(), SVC()),
+        features,
+        y,
+        groups=speakers,
+        cv=LeaveOneGroupOut(),
+        method="decision_function",
+    )
     found = np.full((len(y), classes), -np.inf)
-    found[:, np.unique(y)] = margins if margins.ndim > 1 else np.stack([-margins, margins], 1) / 2  # of two classes scikit-learn gives one margin
+    # of two classes scikit-learn gives one margin
+    found[:, np.unique(y)] = margins if margins.ndim > 1 else np.stack([-margins, margins], 1) / 2
     return found
 
 # %% ../nbs/19c_baseline.ipynb #28a821fd
@@ -123,7 +131,9 @@ def linear_weights(
 ) -> tuple[np.ndarray, np.ndarray]:  # [C, D] and [C]: scores are features @ weights.T + bias
     "Write a fitted model as one linear map."
     scaler, pca, last = (step for _, step in fitted.steps)
-    rows, bias = (np.vstack([-x, x]) / 2 if len(last.classes_) == 2 else x for x in (last.coef_, last.intercept_[:, None]))
+    rows, bias = (
+        np.vstack([-x, x]) / 2 if len(last.classes_) == 2 else x for x in (last.coef_, last.intercept_[:, None])
+    )
     rows = rows @ pca.components_
     bias = bias[:, 0] - rows @ pca.mean_
     rows = rows / scaler.scale_

@@ -29,7 +29,9 @@ from .layers import prepare_blocks
 from .faces import choose_detector
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth
 from .linear_probe import start_from_probe
-from .inputs import build_loader, check_available, check_encoders, layouts, model_config, prepare_features, reads_features, set_scales
+from vat_nb.inputs import (
+    build_loader, check_available, check_encoders, layouts, model_config, prepare_features, reads_features, set_scales,
+)
 from .loading import hold_out
 from .model import VAT, Scores, build_vat
 from .preprocess import Store, dask_client, open_store, portable, preprocess, refuse_failed
@@ -41,8 +43,11 @@ from .synth import write_demo
 from .training import Finetune, Goals, LiveCurves, Pretrain, Schedule, fit, make_accelerator, tracker_names
 
 # %% ../nbs/21_experiment.ipynb #57e7a1aa
-SHARES = ("alpha", "mask_rate", "patch_drop", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality", "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay",
-          "feature_dropout", "random_negatives")
+SHARES = (
+    "alpha", "mask_rate", "patch_drop", "augment_image", "augment_wave", "augment_spectrogram", "drop_modality",
+    "label_share", "pseudo_threshold", "momentum", "label_smoothing", "valid", "layer_decay", "feature_dropout",
+    "random_negatives",
+)
 
 
 def check_recipe(
@@ -55,34 +60,85 @@ def check_recipe(
     for name in SHARES:
         refuse(r[name] > 1, f"{name} is a share and cannot be {r[name]}: give a number from 0 to 1")
     goals = r["weight_contrast"] or r["weight_matching"] or r["weight_masked"]
-    refuse(r["stage"] != "finetune" and r["pretrain_epochs"] and not goals, "pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set pretrain_epochs to 0")
-    refuse(r["stage"] == "pretrain" and not r["pretrain_epochs"], "stage is pretrain and pretrain_epochs is 0: nothing would be trained")
-    refuse(r["weight_masked"] and not r["mask_rate"], "weight_masked needs hidden patches: give mask_rate, or set weight_masked to 0")
+    refuse(
+        r["stage"] != "finetune" and r["pretrain_epochs"] and not goals,
+        "pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set "
+        "pretrain_epochs to 0",
+    )
+    refuse(
+        r["stage"] == "pretrain" and not r["pretrain_epochs"],
+        "stage is pretrain and pretrain_epochs is 0: nothing would be trained",
+    )
+    refuse(
+        r["weight_masked"] and not r["mask_rate"],
+        "weight_masked needs hidden patches: give mask_rate, or set weight_masked to 0",
+    )
     refuse(not r["weight_fused"], "weight_fused is 0, but the fused head is the one that predicts: give it a weight")
-    refuse(r["blend"] != "fixed" and len(heads) < 2, f"blend = {r['blend']} weighs heads against each other and only {heads[:1]} is taught: give weight_video or weight_audio, or blend = fixed")
-    refuse(r["blend"] == "gradient" and r["stage"] != "pretrain" and r["epochs"] < 7, f"blend = gradient measures every 5 epochs and there are {r['epochs']}: train longer, or blend = fixed")
-    refuse(r["blend"] == "gradient" and not r["valid"] and not r["valid_split"], "blend = gradient needs clips that are held out: give valid, or blend = fixed")
+    refuse(
+        r["blend"] != "fixed" and len(heads) < 2,
+        f"blend = {r['blend']} weighs heads against each other and only {heads[:1]} is taught: give weight_video or "
+        "weight_audio, or blend = fixed",
+    )
+    refuse(
+        r["blend"] == "gradient" and r["stage"] != "pretrain" and r["epochs"] < 7,
+        f"blend = gradient measures every 5 epochs and there are {r['epochs']}: train longer, or blend = fixed",
+    )
+    refuse(
+        r["blend"] == "gradient" and not r["valid"] and not r["valid_split"],
+        "blend = gradient needs clips that are held out: give valid, or blend = fixed",
+    )
     masked = r["weight_masked"] and r["pretrain_epochs"] and r["stage"] != "finetune"
-    refuse(r["audio_encoder"] and masked, "masked audio modelling hides patches of the spectrogram, and a pretrained audio encoder has none: set weight_masked to 0")
-    refuse(r["tune"] != "frozen" and not r["video_encoder"] and not r["audio_encoder"], f"tune = {r['tune']} is about pretrained encoders and there are none: name video_encoder or audio_encoder")
-    refuse(r["layer_decay"] < 1 and r["tune"] == "frozen", "layer_decay gives pretrained layers learning rates, and they are frozen: set tune to full or lora")
+    refuse(
+        r["audio_encoder"] and masked,
+        "masked audio modelling hides patches of the spectrogram, and a pretrained audio encoder has none: set "
+        "weight_masked to 0",
+    )
+    refuse(
+        r["tune"] != "frozen" and not r["video_encoder"] and not r["audio_encoder"],
+        f"tune = {r['tune']} is about pretrained encoders and there are none: name video_encoder or audio_encoder",
+    )
+    refuse(
+        r["layer_decay"] < 1 and r["tune"] == "frozen",
+        "layer_decay gives pretrained layers learning rates, and they are frozen: set tune to full or lora",
+    )
     check_encoders(r)
     refuse(r["patch_drop"] == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
-    refuse(r["video_encoder"] and r["patch_drop"], "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its pictures whole: set patch_drop to 0")
-    refuse(r["video_encoder"] and r["tubelet"], "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out")
-    refuse(r["tubelet"] is not None and not (type(r["tubelet"]) is int and r["tubelet"]), f"tubelet is a number of frames, such as 2, not {r['tubelet']!r}")
+    refuse(
+        r["video_encoder"] and r["patch_drop"],
+        "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its pictures whole: set "
+        "patch_drop to 0",
+    )
+    refuse(
+        r["video_encoder"] and r["tubelet"],
+        "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out",
+    )
+    refuse(
+        r["tubelet"] is not None and not (type(r["tubelet"]) is int and r["tubelet"]),
+        f"tubelet is a number of frames, such as 2, not {r['tubelet']!r}",
+    )
     refuse(not r["accumulate"] or not r["processes"], "accumulate and processes are 1 or more")
-    refuse(r["contrast_keys"] == "student" and (r["accumulate"] > 1 or r["halve"]), "contrast_keys = student needs a batch at once: set accumulate to 1 and halve to False, or contrast_keys to teacher")
-    refuse(not r["label_share"], "label_share is 0: no label would be used; for training without labels set stage to pretrain")
+    refuse(
+        r["contrast_keys"] == "student" and (r["accumulate"] > 1 or r["halve"]),
+        "contrast_keys = student needs a batch at once: set accumulate to 1 and halve to False, or contrast_keys to "
+        "teacher",
+    )
+    refuse(
+        not r["label_share"],
+        "label_share is 0: no label would be used; for training without labels set stage to pretrain",
+    )
     tracker_names(r["trackers"])
     refuse(r["drop_modality"] == 1, "drop_modality is 1: no clip would keep both picture and sound")
-    refuse(r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1, f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9")
+    refuse(
+        r["pseudo_labels"] and not 0.2 <= r["pseudo_threshold"] < 1,
+        f"pseudo_threshold is {r['pseudo_threshold']}: a probability is asked for, such as 0.9",
+    )
     refuse(r["feature_dropout"] == 1, "feature_dropout is 1: no feature would be left; half of them is 0.5")
     return recipe | dict(faces=resolve_faces(recipe))
 
 
 def resolve_faces(recipe: dict[str, Any]) -> str | None:
-    "The detector of faces: `auto` is the one that the store was made with, else YuNet where it is to be had, else the cascade."
+    "The detector of faces: `auto` is the one that the store was made with, else YuNet where it is to be had, else " \
+    "the cascade."
     name = None if recipe["faces"] == "none" else recipe["faces"]
     if name != "auto": return name
     if "://" in recipe["store"]: return open_store(recipe["store"]).settings["faces"]
@@ -99,7 +155,8 @@ def _detector_here() -> str:
 
 # %% ../nbs/21_experiment.ipynb #1abc2a3f
 def accelerator_of(recipe: dict[str, Any]) -> Accelerator:
-    "Seed everything and set up the device as a recipe has it. Raises ValueError when it is not there, or has not the precision."
+    "Seed everything and set up the device as a recipe has it. Raises ValueError when it is not there, or has not " \
+    "the precision."
     return make_accelerator(recipe["device"], recipe["seed"], recipe["trackers"], recipe["out"], recipe["precision"])
 
 # %% ../nbs/21_experiment.ipynb #19906798
@@ -111,7 +168,8 @@ def reading(recipe: dict[str, Any]) -> dict[str, Any]:
 def open_release(
     recipe: dict[str, Any],
 ) -> Store:
-    "The preprocessed clips of a recipe, rendered and preprocessed where they are not. Raises ValueError when the store was made with other settings or too many clips failed."
+    "The preprocessed clips of a recipe, rendered and preprocessed where they are not. Raises ValueError when the " \
+    "store was made with other settings or too many clips failed."
     root, far = Path(recipe["root"]), "://" in recipe["store"]
     store = recipe["store"] if far else Path(recipe["store"])
     stored = far or (store / "settings.json").exists()
@@ -120,12 +178,19 @@ def open_release(
         check(release := read_release(recipe["layout"], root, recipe["release"]))  # before hours of reading
         if not stored: check_available(recipe)
         with dask_client(recipe["scheduler"]) as client:
-            preprocess(release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"], client=client, **reading(recipe))
+            preprocess(
+                release_clips(release), release.task, store, processes=recipe["cores"], limit=recipe["limit"],
+                client=client, **reading(recipe),
+            )
     data = open_store(store)
     refuse_other(data.settings, portable(reading(recipe)), store)
     refuse_failed(data.ledger.reset_index(), recipe["max_failed"], store)
     prepare_features(data, recipe, accelerator_of(recipe).device if reads_features(recipe) else "cpu")
-    return data._replace(change=against_speakers(data, data.usable())) if recipe["against_speaker"] and not reads_features(recipe) else data
+    return (
+        data._replace(change=against_speakers(data, data.usable()))
+        if recipe["against_speaker"] and not reads_features(recipe)
+        else data
+    )
 
 # %% ../nbs/21_experiment.ipynb #6891072a
 def is_labelled(clip: Clip) -> bool:
@@ -159,7 +224,7 @@ class Split(NamedTuple):
     unlabelled: list[Clip]  # no label that may be used
     tests: list[str]  # names of the labelled splits that are scored
     draws: int  # labelled clips of an epoch: few are repeated until they are as many as all would be
-    held: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that take no part, and show what was learnt
+    held: tuple[Clip, ...] = ()  # of a release only pretrained on: clips that take no part, and show what was learnt
 
 
 def watched_clips(data: Store, split: Split) -> list[Clip]:
@@ -175,8 +240,15 @@ def has_both(data: Store, clip: Clip) -> bool:
 # %% ../nbs/21_experiment.ipynb #086b3f64
 def check_pseudo(recipe: dict[str, Any], unlabelled: list[Clip], task: Task) -> None:
     "Raise ValueError where there is nothing to label."
-    if recipe["pseudo_labels"] and not unlabelled: raise ValueError("pseudo_labels needs clips without labels, and this release has none: set pseudo_labels to False, or label_share below 1")
-    if recipe["pseudo_labels"] and not task.classes: raise ValueError("pseudo_labels needs classes, and this task has only continuous targets: set pseudo_labels to False")
+    if recipe["pseudo_labels"] and not unlabelled:
+        raise ValueError(
+            "pseudo_labels needs clips without labels, and this release has none: set pseudo_labels to False, or "
+            "label_share below 1"
+        )
+    if recipe["pseudo_labels"] and not task.classes:
+        raise ValueError(
+            "pseudo_labels needs classes, and this task has only continuous targets: set pseudo_labels to False"
+        )
 
 
 def split_clips(
@@ -184,19 +256,27 @@ def split_clips(
     recipe: dict[str, Any],
 ) -> Split:
     "Teach, choose, score. Raises ValueError when labels are missing."
-    if recipe["stage"] == "pretrain" and not any(c.split == "train" and is_labelled(c) for c in data.usable()): return split_unlabelled(data, recipe)
+    if recipe["stage"] == "pretrain" and not any(c.split == "train" and is_labelled(c) for c in data.usable()):
+        return split_unlabelled(data, recipe)
     usable = data.usable()
     labelled = [c for c in usable if c.split == "train" and is_labelled(c)]
-    if not labelled: raise ValueError(f"no labelled clips in the split 'train' of {recipe['root']}: nothing to fine-tune on")
+    if not labelled:
+        raise ValueError(f"no labelled clips in the split 'train' of {recipe['root']}: nothing to fine-tune on")
     if name := recipe["valid_split"]: train, valid = labelled, [c for c in usable if c.split == name and is_labelled(c)]
     elif recipe["valid"]: train, valid = hold_out(labelled, recipe["valid"], recipe["seed"])
     else: train, valid = labelled, []
-    if name and not valid: raise ValueError(f"no labelled clips in valid_split = {recipe['valid_split']!r}; the splits are: {', '.join(sorted({c.split for c in usable}))}")
-    tests = sorted({c.split for c in usable if c.split != "train" and is_labelled(c)}, key=lambda t: (t == name, t))  # the one that chooses comes last
+    if name and not valid:
+        raise ValueError(
+            f"no labelled clips in valid_split = {recipe['valid_split']!r}; the splits are: "
+            f"{', '.join(sorted({c.split for c in usable}))}"
+        )
+    # the one that chooses comes last
+    tests = sorted({c.split for c in usable if c.split != "train" and is_labelled(c)}, key=lambda t: (t == name, t))
     draws = len(train)
     train, rest = few_labels(train, recipe["label_share"], recipe["seed"])
     unlabelled = rest + [c for c in usable if not is_labelled(c)]
-    if recipe["transductive"]: unlabelled += [unlabel(c) for c in usable if c.split in tests and c.split != name and is_labelled(c)]
+    if recipe["transductive"]:
+        unlabelled += [unlabel(c) for c in usable if c.split in tests and c.split != name and is_labelled(c)]
     check_pseudo(recipe, unlabelled, data.task)
     return Split(train, valid, unlabelled, tests, draws)
 
@@ -208,33 +288,51 @@ def split_unlabelled(
     data: Store,
     recipe: dict[str, Any],  # its `valid` is the share that is held out where no split is called test or valid
 ) -> Split:
-    "For pretraining without labels: hold out a split called test or valid, else whole speakers, else a block of neighbouring clips. Raises ValueError when too few have picture and sound."
+    "For pretraining without labels: hold out a split called test or valid, else whole speakers, else a block of " \
+    "neighbouring clips. Raises ValueError when too few have picture and sound."
     pairs = [c for c in data.usable() if has_both(data, c)]
     held = [c for c in pairs if c.split.lower().startswith(HELD_SPLITS)]
     rest = [c for c in pairs if not c.split.lower().startswith(HELD_SPLITS)]
     if not held and recipe["valid"] and len(pairs) > 3:
         speakers = all(c.speaker for c in pairs) and len({c.speaker for c in pairs}) > 1
-        order = sorted(pairs, key=lambda c: c.id)  # neighbours can be parts of one broadcast, so a whole block is held out
+        # neighbours can be parts of one broadcast, so a whole block is held out
+        order = sorted(pairs, key=lambda c: c.id)
         cut = len(order) - max(round(recipe["valid"] * len(order)), 2)
         rest, held = hold_out(pairs, recipe["valid"], recipe["seed"]) if speakers else (order[:cut], order[cut:])
-    if len(rest) < 2: raise ValueError(f"{len(rest)} clips have both picture and sound: pretraining compares clips with each other, and needs two or more")
+    if len(rest) < 2:
+        raise ValueError(
+            f"{len(rest)} clips have both picture and sound: pretraining compares clips with each other, and needs "
+            "two or more"
+        )
     return Split([], [], [unlabel(c) for c in rest], [], 0, tuple(held))
 
 # %% ../nbs/21_experiment.ipynb #4ff80cba
 def clip_weights(
     data: Store,
-    recipe: dict[str, Any],  # its `audit` is a CSV file with the columns id and weight; a relative path starts at settings.ini
+    recipe: dict[str, Any],  # its `audit` is a CSV with columns id and weight; a relative path starts at settings.ini
 ) -> dict[str, float]:  # id -> 0..1; clips that are not named count in full
     "Weights of clips out of the recipe's audit. Raises ParameterError that says what to mend."
     path = find_settings().parent / recipe["audit"]
-    if not path.is_file(): raise ParameterError(f"there is no audit file {path}: save one in nbs/alignment.ipynb, or set audit to None")
+    if not path.is_file():
+        raise ParameterError(f"there is no audit file {path}: save one in nbs/alignment.ipynb, or set audit to None")
     table = pd.read_csv(path, dtype=dict(id=str))
-    if not {"id", "weight"} <= set(table): raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
+    if not {"id", "weight"} <= set(table):
+        raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
     weights = pd.to_numeric(table["weight"], errors="coerce")
     strangers, wrong = sorted(set(table["id"]) - {c.id for c in data.clips}), table["id"][~weights.between(0, 1)]
-    if len(strangers): raise ParameterError(f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; {len(strangers)} in all): take the audit of this release")
-    if len(wrong): raise ParameterError(f"weights in {path} are numbers from 0 (drop) to 1 (count in full); mend the clip {wrong.iloc[0]}")
-    if table["id"].duplicated().any(): raise ParameterError(f"{path} names the clip {table['id'][table['id'].duplicated()].iloc[0]} twice: leave one of the rows")
+    if len(strangers):
+        raise ParameterError(
+            f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; "
+            f"{len(strangers)} in all): take the audit of this release"
+        )
+    if len(wrong):
+        raise ParameterError(
+            f"weights in {path} are numbers from 0 (drop) to 1 (count in full); mend the clip {wrong.iloc[0]}"
+        )
+    if table["id"].duplicated().any():
+        raise ParameterError(
+            f"{path} names the clip {table['id'][table['id'].duplicated()].iloc[0]} twice: leave one of the rows"
+        )
     return dict(zip(table["id"], weights.astype(float)))
 
 
@@ -245,13 +343,17 @@ def known_weights(data: Store, recipe: dict[str, Any]) -> dict[str, float]:
 
 def audited(recipe: dict[str, Any]) -> dict[str, str]:
     "What a run's weights owe to the audit: its content in a few letters, or nothing."
-    return dict(audit=hashlib.sha256((find_settings().parent / recipe["audit"]).read_bytes()).hexdigest()[:12]) if recipe["audit"] else {}
+    return (
+        dict(audit=hashlib.sha256((find_settings().parent / recipe["audit"]).read_bytes()).hexdigest()[:12])
+        if recipe["audit"]
+        else {}
+    )
 
 # %% ../nbs/21_experiment.ipynb #4d11b4ec
 def new_model(
     recipe: dict[str, Any],
     data: Store,
-    train: list[Clip],  # that are trained on, labelled or not: their targets set the unit of the heads, their features the scale of the encoders
+    train: list[Clip],  # trained on, labelled or not: targets set the unit of the heads, features the encoders' scale
 ) -> VAT:
     "The model of a recipe, with fresh weights: the same for the same seed."
     torch.manual_seed(recipe["seed"])
@@ -271,21 +373,34 @@ def loader_of(
     if not shuffle or not recipe["audit"]: return build_loader(data, clips, recipe, shuffle, **conditions)
     known = clip_weights(data, recipe)
     clips = [c for c in clips if known.get(c.id, 1)]
-    if not clips: raise ParameterError(f"{recipe['audit']} drops every clip that would be trained on: give some of them a weight above 0")
+    if not clips:
+        raise ParameterError(
+            f"{recipe['audit']} drops every clip that would be trained on: give some of them a weight above 0"
+        )
     return build_loader(data, clips, recipe, True, weights=[known.get(c.id, 1) for c in clips])
 
 
-def predict_clips(model: VAT, data: Store, clips: list[Clip], recipe: dict[str, Any], accelerator: Accelerator, **conditions) -> Predictions:
+def predict_clips(
+    model: VAT, data: Store, clips: list[Clip], recipe: dict[str, Any], accelerator: Accelerator, **conditions
+) -> Predictions:
     "What a model says of clips."
     return predict(model, loader_of(data, clips, recipe, **conditions), accelerator.autocast)
 
 # %% ../nbs/21_experiment.ipynb #71663116
-COMMON = ("dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options",
-          "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames", "batch_size", "accumulate", "contrast_keys",
-          "temperature", "seed", "valid", "valid_split",
-          "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
-          "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue", "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop")
-TUNING = ("stage", "label_share", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused", "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold")
+COMMON = (
+    "dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers",
+    "audio_layers", "feature_rate", "video_options", "audio_options",
+    "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames",
+    "batch_size", "accumulate", "contrast_keys",
+    "temperature", "seed", "valid", "valid_split",
+    "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
+    "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue",
+    "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop",
+)
+TUNING = (
+    "stage", "label_share", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused",
+    "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold",
+)
 
 
 def schedule(recipe: dict[str, Any], lr: float) -> Schedule:
@@ -303,13 +418,24 @@ def pretrain(
     each_epoch: Callable | None = None,  # see `fit`
 ) -> list[dict[str, float]]:  # one row per epoch
     "Contrast, matching and masked sound, without labels."
-    place = {c.id: i for i, c in enumerate(data.clips)}  # one order, whichever clips have labels: runs with few and with many share it
+    # one order, whichever clips have labels: runs with few and with many share it
+    place = {c.id: i for i, c in enumerate(data.clips)}
     r, pairs = recipe, sorted((c for c in clips if has_both(data, c)), key=lambda c: place[c.id])
-    goals = Goals(r["weight_contrast"], r["weight_matching"], r["weight_masked"], r["mask_rate"], r["patch_drop"], r["random_negatives"])
+    goals = Goals(
+        r["weight_contrast"],
+        r["weight_matching"],
+        r["weight_masked"],
+        r["mask_rate"],
+        r["patch_drop"],
+        r["random_negatives"],
+    )
     objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]), r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
-    return fit(objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
-               checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"], seed=r["seed"])
+    return fit(
+        objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
+        checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"],
+        seed=r["seed"],
+    )
 
 # %% ../nbs/21_experiment.ipynb #1475d599
 BLENDS = dict(fixed=FixedBlend, uncertainty=UncertaintyBlend, gradient=GradientBlend)
@@ -325,8 +451,17 @@ def validation(
         best = score(found, data.task)
         name = main_score(best, data.task)
         kind = plain_score(name)
-        losses = head_losses({h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS}, y, t, model.heads["fusion"].std.cpu())
-        return {name: best[name]} | {f"{h} {kind}": score(found, data.task, h)[kind] for h in HEADS} | {f"{h} loss": float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS}
+        losses = head_losses(
+            {h: Scores(torch.from_numpy(found.logits[h]), torch.from_numpy(found.values[h])) for h in HEADS},
+            y,
+            t,
+            model.heads["fusion"].std.cpu(),
+        )
+        return (
+            {name: best[name]}
+            | {f"{h} {kind}": score(found, data.task, h)[kind] for h in HEADS}
+            | {f"{h} loss": float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS}
+        )
     return judge
 
 
@@ -345,25 +480,41 @@ def finetune(
         known = known_weights(data, r)
         clips = [c for c in split.train if known.get(c.id, 1)]
         counted = np.array([known.get(c.id, 1) for c in clips])
-        start_from_probe(model, build_loader(data, clips, r | dict(workers=0)), clips, *truth(clips, data.task), counted)
+        start_from_probe(
+            model, build_loader(data, clips, r | dict(workers=0)), clips, *truth(clips, data.task), counted
+        )
     confidence = Confidence(len(data.task.classes), r["pseudo_threshold"]) if r["pseudo_labels"] else None
-    objective = Finetune(model, BLENDS[r["blend"]](weights), r["label_smoothing"], Augment(r["augment_image"], r["augment_wave"], r["drop_modality"]), confidence, r["mixup"])
-    taught = (split.train * -(-split.draws // len(split.train)))[:split.draws] + (split.unlabelled if r["pseudo_labels"] else [])
+    objective = Finetune(
+        model,
+        BLENDS[r["blend"]](weights),
+        r["label_smoothing"],
+        Augment(r["augment_image"], r["augment_wave"], r["drop_modality"]),
+        confidence,
+        r["mixup"],
+    )
+    taught = (split.train * -(-split.draws // len(split.train)))[: split.draws] + (
+        split.unlabelled if r["pseudo_labels"] else []
+    )
     about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
-    return fit(objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
-               validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch, r["save_minutes"], r["seed"])
+    return fit(
+        objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
+        validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch,
+        r["save_minutes"], r["seed"],
+    )
 
 # %% ../nbs/21_experiment.ipynb #277e4c95
 def train_model(
     data: Store, split: Split, recipe: dict[str, Any], accelerator: Accelerator,
-    pretrained: Path | None = None,  # checkpoint of the pretraining, made where it is not; runs that share it share the first stage
+    pretrained: Path | None = None,  # pretraining's checkpoint, made where missing; runs that share it share stage one
     checkpoint: Path | None = None,  # of the fine-tuning
 ) -> tuple[VAT, list[dict[str, float]]]:  # the model and the rows of its fine-tuning
     "Pretrain, or take the pretraining that is there, and fine-tune."
-    if recipe["stage"] != "all": raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
+    if recipe["stage"] != "all":
+        raise ParameterError("folds and comparisons run both stages: leave stage out, or set pretrain_epochs to 0")
     model = new_model(recipe, data, split.train + split.unlabelled).to(accelerator.device)
     if recipe["pretrain_epochs"]: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
-    model.scale_targets(torch.from_numpy(truth(split.train, data.task)[1]))  # a shared pretraining may have known other labels
+    # a shared pretraining may have known other labels
+    model.scale_targets(torch.from_numpy(truth(split.train, data.task)[1]))
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)
 
 # %% ../nbs/21_experiment.ipynb #3ee1e356
@@ -372,13 +523,19 @@ def run_key(
     names: tuple[str, ...] = COMMON + TUNING,  # the values that count
 ) -> str:
     "A short name for what a run's weights depend on."
-    return hashlib.sha256(json.dumps({k: recipe[k] for k in names} | dict(reading=portable(reading(recipe))) | audited(recipe), sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(
+        {k: recipe[k] for k in names} | dict(reading=portable(reading(recipe))) | audited(recipe), sort_keys=True,
+    ).encode()).hexdigest()[:12]
 
 
 def scored_clips(data: Store, split: Split, recipe: dict[str, Any]) -> list[Clip]:
     "The labelled clips that recipes are compared on. Raises ValueError when there are none that choose nothing."
     tests = [t for t in split.tests if t != recipe["valid_split"]]
-    if not tests: raise ValueError("a comparison needs a labelled split beside 'train' that chooses nothing: this release has none (crossval.ipynb does without)")
+    if not tests:
+        raise ValueError(
+            "a comparison needs a labelled split beside 'train' that chooses nothing: this release has none "
+            "(crossval.ipynb does without)"
+        )
     return [c for c in data.usable(tests[0]) if is_labelled(c)]
 
 
@@ -398,6 +555,9 @@ def run_recipe(
         pretraining = folder / f"pretraining {run_key(recipe, COMMON)}.safetensors"
         model, _ = train_model(data, split, recipe, accelerator, pretraining)
         for c in conditions:
-            predictions = predict_clips(model, data, clips, recipe, accelerator, condition=None if c == CONDITIONS[0] else c, device=accelerator.device)
+            predictions = predict_clips(
+                model, data, clips, recipe, accelerator, condition=None if c == CONDITIONS[0] else c,
+                device=accelerator.device,
+            )
             save_predictions(files[c.name], predictions, {k: recipe[k] for k in COMMON + TUNING})
     return {name: load_predictions(f, clips, {k: recipe[k] for k in COMMON + TUNING}) for name, f in files.items()}

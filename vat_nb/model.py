@@ -59,7 +59,9 @@ class Fusion(nn.Module):
         x, mask, context_mask = audio.x[a], audio.mask[a], video.mask[v]
         for i, block in enumerate(self.blocks):
             kv = (video.kv[i] if isinstance(video, Read) else block.cross.keys_values(video.x))[:, v]
-            x = block.run(x, mask, kv, context_mask, slice(0, 1) if cls_only and i == len(self.blocks) - 1 else slice(None))
+            x = block.run(
+                x, mask, kv, context_mask, slice(0, 1) if cls_only and i == len(self.blocks) - 1 else slice(None)
+            )
         return Tokens(self.norm(x), mask[:, :x.shape[1]])
 
     @torch.no_grad()
@@ -129,10 +131,14 @@ def feature_encoder(encoder: nn.Module) -> FeatureEncoder:
     "The part that reads features. Raises ValueError for an encoder that reads none."
     features = encoder.features if isinstance(encoder, PretrainedEncoder) else encoder
     if isinstance(features, FeatureEncoder): return features
-    raise ValueError("a linear probe reads features of pretrained encoders: name both encoders, or leave linear_probe out")
+    raise ValueError(
+        "a linear probe reads features of pretrained encoders: name both encoders, or leave linear_probe out"
+    )
 
 
-def read_features(encoder: nn.Module, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # as `FeatureEncoder` takes them
+def read_features(
+    encoder: nn.Module, x: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:  # as `FeatureEncoder` takes them
     "Features of a batch: what the encoder computes, or what is in the batch already."
     return encoder.read(x, mask) if isinstance(encoder, PretrainedEncoder) else (x, mask)
 
@@ -154,15 +160,26 @@ class VAT(nn.Module):
         linear_probe: bool = False,  # each head adds what a linear map makes of mean and deviation of the features
     ):
         super().__init__()
-        if early_fusion and video.dim != audio.dim: raise ValueError(f"early fusion needs encoders of one width, and these have {video.dim} and {audio.dim}")
+        if early_fusion and video.dim != audio.dim:
+            raise ValueError(f"early fusion needs encoders of one width, and these have {video.dim} and {audio.dim}")
         self.early_fusion, joint = early_fusion, audio.dim * (4 if early_fusion else 1)
         self.video, self.audio, self.fusion = video, audio, fusion
         self.project_v, self.project_a = nn.Linear(video.dim, project), nn.Linear(audio.dim, project)
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.match_head = nn.Linear(audio.dim, 2)
-        if early_fusion: self.match_head = nn.Sequential(nn.Linear(joint, audio.dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(audio.dim, 2))
-        if isinstance(audio, AudioEncoder): self.mask_head = nn.Linear(audio.dim, math.prod(audio.patch))  # numbers of a patch
-        self.heads = nn.ModuleDict({k: Head(d, classes, targets, dropout) for k, d in (("video", video.dim), ("audio", audio.dim), ("fusion", joint))})
+        if early_fusion:
+            self.match_head = nn.Sequential(
+                nn.Linear(joint, audio.dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(audio.dim, 2)
+            )
+        # numbers of a patch
+        if isinstance(audio, AudioEncoder):
+            self.mask_head = nn.Linear(audio.dim, math.prod(audio.patch))
+        self.heads = nn.ModuleDict(
+            {
+                k: Head(d, classes, targets, dropout)
+                for k, d in (("video", video.dim), ("audio", audio.dim), ("fusion", joint))
+            }
+        )
         self.probes = nn.ModuleDict()
         if linear_probe:
             v, a = (STATISTICS * feature_encoder(e).layout.width for e in (video, audio))
@@ -173,7 +190,7 @@ class VAT(nn.Module):
     def encode(
         self,
         batch: Batch,
-        drop: float = 0.0,  # share of the video's patches that are left out, see `keep_patches`; a pretrained encoder can drop none
+        drop: float = 0.0,  # share of the video's patches left out, see `keep_patches`; a pretrained encoder drops none
     ) -> Encoded:
         "Tokens and contrast vectors of each modality."
         seen, heard = (batch.video, batch.vmask), (batch.audio, batch.amask)
@@ -181,19 +198,33 @@ class VAT(nn.Module):
         if self.probes:
             seen, heard = read_features(self.video, *seen), read_features(self.audio, *heard)
             video, audio = feature_encoder(self.video)(*seen), feature_encoder(self.audio)(*heard)
-            statistics = dict(video=feature_encoder(self.video).summarise(*seen), audio=feature_encoder(self.audio).summarise(*heard))
+            statistics = dict(
+                video=feature_encoder(self.video).summarise(*seen), audio=feature_encoder(self.audio).summarise(*heard)
+            )
             statistics["fusion"] = torch.cat([statistics["video"], statistics["audio"]], 1)
         else: video, audio = self.video(*seen, drop) if drop else self.video(*seen), self.audio(*heard)
-        v, a = (F.normalize(at_least_fp32(p(t.cls)), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio)))
+        v, a = (
+            F.normalize(at_least_fp32(p(t.cls)), dim=-1) for p, t in ((self.project_v, video), (self.project_a, audio))
+        )
         return Encoded(video, audio, v, a, statistics)
 
-    def match(self, encoded: Encoded, pairs: tuple[Tensor, Tensor]) -> Tensor:  # pairs: rows of video, rows of audio -> [P, 2]
+    def match(
+        self,
+        encoded: Encoded,
+        pairs: tuple[Tensor, Tensor],
+    ) -> Tensor:  # pairs: rows of video, rows of audio -> [P, 2]
         "Logits of 'another clip's' and 'the same clip's' for each pair."
         fused = self.fusion(encoded.video, encoded.audio, pairs).cls
-        return at_least_fp32(self.match_head(self.join(fused, encoded.video.x[pairs[0], 0], encoded.audio.x[pairs[1], 0])))
+        return at_least_fp32(
+            self.match_head(self.join(fused, encoded.video.x[pairs[0], 0], encoded.audio.x[pairs[1], 0]))
+        )
 
-    def join(self, fused: Tensor, video: Tensor, audio: Tensor) -> Tensor:  # [P, D] [CLS] each -> [P, D], with early fusion [P, 4 D]
-        "What the fused heads read: the fused [CLS] and, with early fusion, both others and their agreement, number by number."
+    def join(
+        self,
+        fused: Tensor, video: Tensor, audio: Tensor,
+    ) -> Tensor:  # [P, D] [CLS] each -> [P, D], with early fusion [P, 4 D]
+        "What the fused heads read: the fused [CLS] and, with early fusion, both others and their agreement, number " \
+        "by number."
         if not self.early_fusion: return fused
         agreement = F.normalize(video, dim=-1) * F.normalize(audio, dim=-1) * math.sqrt(video.shape[-1])
         return torch.cat([fused, video, audio, agreement], -1)
@@ -212,7 +243,9 @@ class VAT(nn.Module):
         fused = self.fusion(encoded.video, encoded.audio)
         video, audio = encoded.video.cls, encoded.audio.cls
         joint = self.join(fused.cls, video, audio)
-        scores = {head: self.score(head, x, encoded) for head, x in dict(video=video, audio=audio, fusion=joint).items()}
+        scores = {
+            head: self.score(head, x, encoded) for head, x in dict(video=video, audio=audio, fusion=joint).items()
+        }
         return Output(encoded, fused, **scores)
 
     def scale_targets(self, t: Tensor) -> None:  # t: [N, K] targets of the training clips, NaN where unlabelled
@@ -228,13 +261,27 @@ class VAT(nn.Module):
 
 # %% ../nbs/11_model.ipynb #8b80eb44
 SIZES = dict(
-    mini=dict(dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
-              mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True),
-    compact=dict(dim=128, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
-                 mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.2, masking=(12, 24), pooled=True),
-    tiny=dict(dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=False),
-    small=dict(dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)), mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=False),
-    base=dict(dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=(), mels=128, mel_patch=(16, 16), mel_stem=(), project=256, dropout=0.1, masking=(24, 24), pooled=False))
+    mini=dict(
+        dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
+        mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True,
+    ),
+    compact=dict(
+        dim=128, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
+        mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.2, masking=(12, 24), pooled=True,
+    ),
+    tiny=dict(
+        dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)),
+        mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=False,
+    ),
+    small=dict(
+        dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)),
+        mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=False,
+    ),
+    base=dict(
+        dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=(),
+        mels=128, mel_patch=(16, 16), mel_stem=(), project=256, dropout=0.1, masking=(24, 24), pooled=False,
+    ),
+)
 
 # %% ../nbs/11_model.ipynb #7a891e15
 @dataclass(frozen=True)
@@ -248,7 +295,7 @@ class ModelConfig:
     temperature: float = 0.07
     masking: float = 1.0  # SpecAugment in training, in parts of the size's own
     tubelet: int | None = None  # frames of a tubelet; None takes the size's own
-    video: EncoderSpec | FeatureLayout | None = None  # a pretrained encoder; or its features, which then come in the batch; None takes the size's own
+    video: EncoderSpec | FeatureLayout | None = None  # pretrained; or features, then in the batch; None: the size's own
     audio: EncoderSpec | FeatureLayout | None = None
     tune: str = "frozen"  # what of pretrained encoders is trained: "frozen", "lora" or "full"
     dropout: float | None = None  # None takes the size's own
@@ -263,12 +310,21 @@ def build_vat(config: ModelConfig) -> VAT:
     dropout = s["dropout"] if config.dropout is None else config.dropout
     shared, own = dict(dim=s["dim"], heads=s["heads"], dropout=dropout), dict(pooled=s["pooled"])
     def encoder(chosen: EncoderSpec | FeatureLayout | None) -> PretrainedEncoder | FeatureEncoder | None:
-        if isinstance(chosen, FeatureLayout): return FeatureEncoder(chosen, layers=1, feature_dropout=config.feature_dropout, **shared)
+        if isinstance(chosen, FeatureLayout):
+            return FeatureEncoder(chosen, layers=1, feature_dropout=config.feature_dropout, **shared)
         if chosen is None: return None
-        return tuned_encoder(chosen.load(config.fps), tune=config.tune, feature_dropout=config.feature_dropout, **shared)
+        return tuned_encoder(
+            chosen.load(config.fps), tune=config.tune, feature_dropout=config.feature_dropout, **shared
+        )
     masking = tuple(round(config.masking * m) for m in s["masking"])
-    video = encoder(config.video) or VideoEncoder(config.image, config.fps, layers=s["layers"][0], patch=s["patch"], tubelet=config.tubelet or s["tubelet"], stem=s["stem"], **shared, **own)
-    audio = encoder(config.audio) or AudioEncoder(layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=masking, stem=s["mel_stem"], **shared, **own)
+    video = encoder(config.video) or VideoEncoder(
+        config.image, config.fps, layers=s["layers"][0], patch=s["patch"], tubelet=config.tubelet or s["tubelet"],
+        stem=s["stem"], **shared, **own,
+    )
+    audio = encoder(config.audio) or AudioEncoder(
+        layers=s["layers"][1], mels=s["mels"], patch=s["mel_patch"], masking=masking, stem=s["mel_stem"], **shared,
+        **own,
+    )
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     return VAT(video, audio, fusion, config.classes, config.targets, s["project"], config.temperature, dropout,
                config.early_fusion, config.linear_probe)

@@ -19,7 +19,9 @@ from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Batch, Clip, check_parameters, find_settings, write_atomically
 from .inference import HEADS, Predictions, predict
 from .media import SAMPLE_RATE
-from .feature_cache import BackboneSource, CacheRecord, RememberedSource, cache_folder, parse_record, read_record, weights_digest
+from vat_nb.feature_cache import (
+    BackboneSource, CacheRecord, RememberedSource, cache_folder, parse_record, read_record, weights_digest,
+)
 from .feature_loading import FeatureDataset, feature_loader, speaker_scales
 from .inputs import MODEL_DEFAULTS, STREAMS, encoder_spec, load_backbone, model_config, reads_features
 from .loading import make_loader
@@ -31,10 +33,17 @@ from .weights import find_encoder
 
 # %% ../nbs/19d_recognizer.ipynb #c85c4dd2
 BUILDING = dict(  # recipe values that a model is built and fed with
-    size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None,
-    video_layers="last", audio_layers="last", feature_rate=None, video_options={}, audio_options={}, early_fusion=False, linear_probe=False,
-    cache_features=False)
-ADDED = {k: BUILDING[k] for k in ("tubelet", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options", "early_fusion", "linear_probe", "cache_features")}
+    size="base", image=160, fps=4.0, frames=16, quality=90, faces=None, against_speaker=False, video_encoder=None,
+    audio_encoder=None, tune="frozen", tubelet=None, video_layers="last", audio_layers="last", feature_rate=None,
+    video_options={}, audio_options={}, early_fusion=False, linear_probe=False, cache_features=False,
+)
+ADDED = {
+    k: BUILDING[k]
+    for k in (
+        "tubelet", "video_layers", "audio_layers", "feature_rate", "video_options", "audio_options", "early_fusion",
+        "linear_probe", "cache_features",
+    )
+}
 LARGEST = dict(image=4096, fps=1000.0, frames=100_000, quality=100)  # no model here was made with more
 
 
@@ -43,14 +52,22 @@ def check_building(
     where: str | Path,  # it comes from, named in the message
 ) -> dict[str, Any]:  # what BUILDING names
     "Stop before a model is built with values that cannot be. Raises ValueError."
-    try: found = check_parameters({k: (ADDED | recipe)[k] for k in BUILDING}, BUILDING, f"{where}: ")  # models made before these could be chosen do not name them
-    except (KeyError, TypeError) as e: raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
+    # models made before these could be chosen do not name them
+    try: found = check_parameters({k: (ADDED | recipe)[k] for k in BUILDING}, BUILDING, f"{where}: ")
+    except (KeyError, TypeError) as e:
+        raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
     for name, most in LARGEST.items():
-        if not 0 < (found[name] or 0) <= most: raise ValueError(f"{where}: {name} cannot be {found[name]}: no model of vat_nb was made with more than {most:g}; take another copy")
+        if not 0 < (found[name] or 0) <= most:
+            raise ValueError(
+                f"{where}: {name} cannot be {found[name]}: no model of vat_nb was made with more than {most:g}; take "
+                "another copy"
+            )
     for name in ("faces", "video_encoder", "audio_encoder"):
-        if not isinstance(found[name], str | None): raise ValueError(f"{where}: {name} cannot be {found[name]!r}: it is a name, or null; take another copy")
+        if not isinstance(found[name], str | None):
+            raise ValueError(f"{where}: {name} cannot be {found[name]!r}: it is a name, or null; take another copy")
     tubelet = found["tubelet"]
-    if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= min(found["frames"], 64)): raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
+    if tubelet is not None and (type(tubelet) is not int or not 0 < tubelet <= min(found["frames"], 64)):
+        raise ValueError(f"{where}: tubelet cannot be {tubelet!r}: take another copy")
     return found
 
 # %% ../nbs/19d_recognizer.ipynb #4202180c
@@ -63,38 +80,63 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         task: Task,
         recipe: dict[str, Any],  # holds at least what BUILDING names
         temperature: float = 1.0,  # that the logits are divided by; 1 where it was not calibrated
-        encoders: dict[str, CacheRecord] | None = None,  # of a model that reads features: what they were made with; None reads it in the recipe's store
+        encoders: dict[str, CacheRecord] | None = None,  # what features were made with; None reads the recipe's store
     ):
         self.model, self.task, self.temperature = model.eval(), task, temperature
         self.recipe = {k: (ADDED | recipe)[k] for k in BUILDING}
         self.encoders = encoders if encoders is not None else _records(recipe)
         self.backbones: dict[str, torch.nn.Module] = {}  # loaded and checked when the first clip is asked for
-        self.places = [Path(p) for p in os.environ.get("VAT_NB_MODELS", "").split(os.pathsep) if p]  # where encoders may lie on this machine
+        # where encoders may lie on this machine
+        self.places = [Path(p) for p in os.environ.get("VAT_NB_MODELS", "").split(os.pathsep) if p]
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        config = dict(recipe=self.recipe, task=asdict(self.task), temperature=self.temperature, encoders={k: asdict(r) for k, r in self.encoders.items()})
+        config = dict(
+            recipe=self.recipe,
+            task=asdict(self.task),
+            temperature=self.temperature,
+            encoders={k: asdict(r) for k, r in self.encoders.items()},
+        )
         save_tensors(Path(save_directory, "model.safetensors"), self.model.state_dict(), config)
         write_atomically(Path(save_directory, "config.json"), json.dumps(config, indent=1).encode())
 
     @classmethod
-    def from_pretrained(  # the mixin's would also read config.json, which says nothing that the weights' own file does not
+    def from_pretrained(  # the mixin's would also read config.json, which says nothing that the weights' file does not
         cls,
         model_id: str | Path,  # a run's checkpoint/, or a name on a hub
         device: str = "cpu",
-        video_encoder: str | None = None, audio_encoder: str | None = None,  # where the encoders lie here; None looks where they lay, beside the model and in $VAT_NB_MODELS
+        video_encoder: str | None = None,
+        audio_encoder: str | None = None,  # where both lie; None looks where they lay, by the model, in $VAT_NB_MODELS
         **hub,  # revision, token, ... of huggingface_hub
     ) -> "Recognizer":
-        "Load a trained model. Raises FileNotFoundError when there is none, ValueError when the file is not one, or not whole."
+        "Load a trained model. Raises FileNotFoundError when there is none, ValueError when the file is not one, or " \
+        "not whole."
         path = Path(model_id, "model.safetensors")
         if not path.is_file(): path = _fetch(str(model_id), **hub)
         tensors, config = load_tensors(path)
-        if not {"recipe", "task"} <= set(config): raise ValueError(f"{path} is a checkpoint of training, not a finished model: name the folder of a run's checkpoint/, with model.safetensors in it")
-        r, task, temperature = check_building(config["recipe"], path), read_task(config["task"], path), config.get("temperature")
-        if not isinstance(temperature, float | int) or not 0 < temperature < np.inf: raise ValueError(f"{path}: temperature cannot be {temperature!r}: it divides the logits; take another copy")
+        if not {"recipe", "task"} <= set(config):
+            raise ValueError(
+                f"{path} is a checkpoint of training, not a finished model: name the folder of a run's checkpoint/, "
+                "with model.safetensors in it"
+            )
+        r, task, temperature = (
+            check_building(config["recipe"], path),
+            read_task(config["task"], path),
+            config.get("temperature"),
+        )
+        if not isinstance(temperature, float | int) or not 0 < temperature < np.inf:
+            raise ValueError(f"{path}: temperature cannot be {temperature!r}: it divides the logits; take another copy")
         encoders = {k: parse_record(said, path) for k, said in config.get("encoders", {}).items()}
         model = build_vat(model_config(MODEL_DEFAULTS | r, task, {k: record.layout for k, record in encoders.items()}))
         load_weights(model, tensors, path)
-        found = cls(model.to(device), task, r | dict(video_encoder=video_encoder or r["video_encoder"], audio_encoder=audio_encoder or r["audio_encoder"]), temperature, encoders)
+        found = cls(
+            model.to(device),
+            task,
+            r | dict(
+                video_encoder=video_encoder or r["video_encoder"], audio_encoder=audio_encoder or r["audio_encoder"],
+            ),
+            temperature,
+            encoders,
+        )
         found.places += [Path(path).parent, Path(path).parent / "models"]
         return found
 
@@ -105,10 +147,19 @@ def _records(recipe: dict[str, Any]) -> dict[str, CacheRecord]:
     return {s: read_record(cache_folder(recipe["store"], encoder_spec(recipe, s))) for s in STREAMS}
 
 
-def _fetch(name: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_) -> str:
-    try: return hf_hub_download(name, "model.safetensors", revision=revision, cache_dir=cache_dir, force_download=force_download, local_files_only=local_files_only, token=token)
+def _fetch(
+    name: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_
+) -> str:
+    try:
+        return hf_hub_download(
+            name, "model.safetensors", revision=revision, cache_dir=cache_dir, force_download=force_download,
+            local_files_only=local_files_only, token=token,
+        )
     except Exception as e:  # no such folder, no such repository, no network: the way out is the same
-        raise FileNotFoundError(f"no trained model in the folder {name}, and none could be fetched under that name ({type(e).__name__}): train first (nbs/train.ipynb), or name the checkpoint/ folder of a run") from None
+        raise FileNotFoundError(
+            f"no trained model in the folder {name}, and none could be fetched under that name ({type(e).__name__}): "
+            "train first (nbs/train.ipynb), or name the checkpoint/ folder of a run"
+        ) from None
 
 # %% ../nbs/19d_recognizer.ipynb #b88fc0f4
 @patch
@@ -118,15 +169,26 @@ def open(
     folder: str | Path,  # becomes a store
     processes: int = 1,
     limit: float = 300.0,  # s that reading one file may take
-    speakers: Sequence[str] | None = None,  # who is seen and heard in each file, for a model that sets clips against their speaker
+    speakers: Sequence[str] | None = None,  # who is in each file, for a model that sets clips against their speaker
 ) -> Store:  # its clips are the paths, in their order
     "Read video files as the model wants them; one that cannot be read has a failed row in the ledger."
     r = self.recipe
-    clips = [Clip(f"{i:08d}", str(p), "files", None, (np.nan,) * len(self.task.targets), f"{i:08d}") for i, p in enumerate(paths)]
+    clips = [
+        Clip(f"{i:08d}", str(p), "files", None, (np.nan,) * len(self.task.targets), f"{i:08d}")
+        for i, p in enumerate(paths)
+    ]
     if speakers is not None: clips = [replace(c, speaker=str(s)) for c, s in zip(clips, speakers, strict=True)]
-    preprocess(clips, self.task, folder, fps=r["fps"], size=r["image"], quality=r["quality"], faces=r["faces"], processes=processes, limit=limit)
+    preprocess(
+        clips, self.task, folder, fps=r["fps"], size=r["image"], quality=r["quality"], faces=r["faces"],
+        processes=processes, limit=limit,
+    )
     store = open_store(folder)
-    return store._replace(change=against_speakers(store, store.usable())) if r["against_speaker"] and not self.encoders else store  # nobody says whose voices these are: each file is set against itself
+    # nobody says whose voices these are: each file is set against itself
+    return (
+        store._replace(change=against_speakers(store, store.usable()))
+        if r["against_speaker"] and not self.encoders
+        else store
+    )
 
 
 @patch
@@ -139,29 +201,49 @@ def look(self: Recognizer, store: Store) -> Predictions:  # store: from `open`
 
 @patch
 def load_encoders(self: Recognizer) -> dict[str, torch.nn.Module]:  # by stream
-    "The encoders whose features the model reads. Raises FileNotFoundError when one is not on this machine, ValueError when it has other weights."
+    "The encoders whose features the model reads. Raises FileNotFoundError when one is not on this machine, " \
+    "ValueError when it has other weights."
     backbones = dict(self.backbones)
     for stream, record in self.encoders.items():
         if stream in backbones: continue
-        named = replace(encoder_spec(self.recipe, stream), name=find_encoder(self.recipe[f"{stream}_encoder"], self.places))
-        if not named.computed: raise ValueError(f"this model was trained on features that somebody else computed ({named.name}), and reads no videos: train one on an encoder that is at hand")
+        named = replace(
+            encoder_spec(self.recipe, stream), name=find_encoder(self.recipe[f"{stream}_encoder"], self.places)
+        )
+        if not named.computed:
+            raise ValueError(
+                f"this model was trained on features that somebody else computed ({named.name}), and reads no "
+                "videos: train one on an encoder that is at hand"
+            )
         backbones[stream] = load_backbone(named, self.recipe["fps"])
         digest = weights_digest(backbones[stream])
-        if digest != record.digest: raise ValueError(f"{named.name} has other weights ({digest}) than the encoder that this model was trained with ({record.digest}): take the same one")
+        if digest != record.digest:
+            raise ValueError(
+                f"{named.name} has other weights ({digest}) than the encoder that this model was trained with "
+                f"({record.digest}): take the same one"
+            )
     self.backbones = backbones
     return backbones
 
 
 @patch
-def dataset(self: Recognizer, store: Store, clips: list[Clip] | None = None) -> FeatureDataset:  # clips: None is all that are usable
-    "Features of clips as the model reads them, computed as they are asked for. Raises ValueError where speakers are needed and too few clips are given."
+def dataset(
+    self: Recognizer,
+    store: Store,
+    clips: list[Clip] | None = None,
+) -> FeatureDataset:  # clips: None is all that are usable
+    "Features of clips as the model reads them, computed as they are asked for. Raises ValueError where speakers are " \
+    "needed and too few clips are given."
     clips, device = store.usable() if clips is None else clips, next(self.model.parameters()).device
     sources = [RememberedSource(BackboneSource(b, store, device)) for b in self.load_encoders().values()]
     scales = None
     if self.recipe["against_speaker"]:
         speakers = [c.speaker for c in store.usable()]
         few = [s for s in set(speakers) if speakers.count(s) < 3]
-        if few: raise ValueError("this model sets each clip against the other clips of its speaker, and needs three or more of each: name who is in which file (speakers=[...]), or train without against_speaker")
+        if few:
+            raise ValueError(
+                "this model sets each clip against the other clips of its speaker, and needs three or more of each: "
+                "name who is in which file (speakers=[...]), or train without against_speaker"
+            )
         scales = tuple(speaker_scales(source, store.usable()) for source in sources)
     return FeatureDataset(*sources, store, clips, self.recipe["frames"], scales)
 
@@ -179,7 +261,10 @@ def table(
     found: Predictions | None,  # from `look`; None where no clip could be read
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Predictions of the fused head, one row for every file."
-    rows = pd.DataFrame([dict(path=c.path, **store.ledger.loc[c.id, ["status", "reason"]]) for c in store.clips], columns=["path", "status", "reason"])
+    rows = pd.DataFrame(
+        [dict(path=c.path, **store.ledger.loc[c.id, ["status", "reason"]]) for c in store.clips],
+        columns=["path", "status", "reason"],
+    )
     if found is None: return rows
     at, task = [int(c.id) for c in found.clips], self.task
     if task.classes:
@@ -196,7 +281,7 @@ def predict(
     paths: Iterable[str | Path],  # videos
     processes: int = 1,
     limit: float = 300.0,  # s that reading one file may take
-    speakers: Sequence[str] | None = None,  # who is seen and heard in each file, for a model that sets clips against their speaker
+    speakers: Sequence[str] | None = None,  # who is in each file, for a model that sets clips against their speaker
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Predict emotion for video files, one row each; one that cannot be read has a reason and no emotion."
     with tempfile.TemporaryDirectory() as tmp:
@@ -209,18 +294,24 @@ def newest_run(
 ) -> Path:  # its checkpoint folder
     "The run that was trained last. Raises FileNotFoundError when there is none."
     found = sorted(Path(runs).glob("*/checkpoint/model.safetensors"), key=lambda p: p.stat().st_mtime)
-    if not found: raise FileNotFoundError(f"no trained model under {Path(runs).absolute()}: train first (make train), or name a model: vat_nb.predict(paths, model='runs/NAME/checkpoint')")
+    if not found:
+        raise FileNotFoundError(
+            f"no trained model under {Path(runs).absolute()}: train first (make train), or name a model: "
+            "vat_nb.predict(paths, model='runs/NAME/checkpoint')"
+        )
     return found[-1].parent
 
 
 def predict_files(
     paths: str | Path | Iterable[str | Path],  # one video or several
-    model: str | Path | None = None,  # a run's checkpoint/, or a name on a hub; None takes the run that was trained last
+    model: str | Path | None = None,  # a run's checkpoint/, or a name on a hub; None takes the run trained last
     processes: int = 1,
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Predict emotion for video files, one row each. Raises FileNotFoundError when there is no trained model."
     chosen = model or newest_run(find_settings().parent / "runs")
-    return Recognizer.from_pretrained(str(chosen)).predict([paths] if isinstance(paths, str | Path) else paths, processes)
+    return Recognizer.from_pretrained(str(chosen)).predict(
+        [paths] if isinstance(paths, str | Path) else paths, processes
+    )
 
 # %% ../nbs/19d_recognizer.ipynb #6ce487a1
 class _Graph(torch.nn.Module):
@@ -241,7 +332,12 @@ def export_graph(
     "Write the way from frames and sound to logits and values of the three heads as a torch.export graph."
     r, clips = recognizer.recipe, torch.export.Dim("clips", min=1, max=4096)
     frames, samples = r["frames"], round(r["frames"] / r["fps"] * SAMPLE_RATE)
-    example = (torch.zeros(2, frames, 3, r["image"], r["image"], dtype=torch.uint8), torch.ones(2, frames, dtype=torch.bool), torch.zeros(2, samples, dtype=torch.int16), torch.ones(2, samples, dtype=torch.bool))
+    example = (
+        torch.zeros(2, frames, 3, r["image"], r["image"], dtype=torch.uint8),
+        torch.ones(2, frames, dtype=torch.bool),
+        torch.zeros(2, samples, dtype=torch.int16),
+        torch.ones(2, samples, dtype=torch.bool),
+    )
     program = torch.export.export(_Graph(recognizer.model).eval(), example, dynamic_shapes=({0: clips},) * 4)
     if path: torch.export.save(program, path)
     return program
