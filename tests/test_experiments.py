@@ -101,7 +101,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     (tmp_path / "folds").mkdir()
     _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", "seeds=2", "try_layers=1,1+2", name="crossval", check=True)
     summary = json.loads((folded / "crossval/crossval.json").read_text())
-    assert summary["clips"] == 24 and len(summary["answers"]) == 2 and set(summary["layers"]) <= {"1", "1+2"} and len(summary["layer_scores"]) == 2
+    assert summary["clips"] == 24 and len(summary["answers"]) == 2 and set(summary["layers"]) <= {"1", "1+2"} and len(summary["layer_losses"]) == 2
     assert summary["answers"][0]["said"]["logistic regression, fusion"] == summary["answers"][1]["said"]["logistic regression, fusion"]
     _, _, probed = papermill(tmp_path / "folds", *where, *encoders[:2], *encoders[3:6], name="layers", check=True)
     rows = {r["features"]: r for r in json.loads((probed / "layers/layers.json").read_text())["rows"]}

@@ -432,6 +432,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vat_nb.layers.prepare_blocks': ('layers.html#prepare_blocks', 'vat_nb/layers.py'),
                                'vat_nb.layers.sine_positions': ('layers.html#sine_positions', 'vat_nb/layers.py')},
             'vat_nb.linear_probe': { 'vat_nb.linear_probe.fit_target': ('linear_probe.html#fit_target', 'vat_nb/linear_probe.py'),
+                                     'vat_nb.linear_probe.left_out_loss': ('linear_probe.html#left_out_loss', 'vat_nb/linear_probe.py'),
                                      'vat_nb.linear_probe.people_of_clips': ('linear_probe.html#people_of_clips', 'vat_nb/linear_probe.py'),
                                      'vat_nb.linear_probe.probe_inputs': ('linear_probe.html#probe_inputs', 'vat_nb/linear_probe.py'),
                                      'vat_nb.linear_probe.start_from_probe': ( 'linear_probe.html#start_from_probe',
