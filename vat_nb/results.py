@@ -239,7 +239,7 @@ def encoders(crop: float) -> str:
 
 
 JAVASED = f"-p root JAVASED {encoders(0.7)} -p frames 160 -p feature_rate 2.0"
-FOLDS = "-p pretrain_epochs 0 -p valid 0.0 -p everything True -p k 6 -p try_layers 2,3,2+3,1+2+3 -p seeds 5"
+FOLDS = "-p pretrain_epochs 0 -p valid 0.0 -p everything True -p k 6 -p try_layers 2,3,2+3 -p seeds 5"
 BOTH = (f"-p root BOTH {encoders(0.7)} -p frames 160 -p feature_rate 2.0 -p audio_layers 2+3 -p valid 0.0 "
         "-p pretrain_epochs 10 -p epochs 10")
 LRWAR = f"-p root LRWAR {encoders(0.8)} -p audio_layers 1"
