@@ -429,6 +429,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'vat_nb.layers.Block.__init__': ('layers.html#block.__init__', 'vat_nb/layers.py'),
                                'vat_nb.layers.Block.forward': ('layers.html#block.forward', 'vat_nb/layers.py'),
                                'vat_nb.layers.Block.run': ('layers.html#block.run', 'vat_nb/layers.py'),
+                               'vat_nb.layers.begin_as_identity': ('layers.html#begin_as_identity', 'vat_nb/layers.py'),
                                'vat_nb.layers.prepare_blocks': ('layers.html#prepare_blocks', 'vat_nb/layers.py'),
                                'vat_nb.layers.sine_positions': ('layers.html#sine_positions', 'vat_nb/layers.py')},
             'vat_nb.linear_probe': { 'vat_nb.linear_probe.fit_target': ('linear_probe.html#fit_target', 'vat_nb/linear_probe.py'),

@@ -18,7 +18,7 @@ from .encoders import AudioEncoder, VideoEncoder
 from .feature_cache import EncoderSpec
 from .feature_encoder import STATISTICS, FeatureEncoder
 from .feature_layout import FeatureLayout
-from .layers import Block
+from .layers import Block, begin_as_identity
 from .tuning import PretrainedEncoder, tuned_encoder
 
 # %% ../nbs/11_model.ipynb #08ea66e0
@@ -326,5 +326,7 @@ def build_vat(config: ModelConfig) -> VAT:
         **own,
     )
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
-    return VAT(video, audio, fusion, config.classes, config.targets, s["project"], config.temperature, dropout,
-               config.early_fusion, config.linear_probe)
+    model = VAT(video, audio, fusion, config.classes, config.targets, s["project"], config.temperature, dropout,
+                config.early_fusion, config.linear_probe)
+    if config.linear_probe: begin_as_identity(model)  # what is known at the start should not drown in noise
+    return model
