@@ -82,14 +82,14 @@ def check_encoders(recipe: dict[str, Any]) -> None:
         )
     if r["dropout"] is not None and (type(r["dropout"]) not in (int, float) or not 0 <= r["dropout"] < 1):
         raise ParameterError(f"dropout is a share from 0 to 1, or None, not {r['dropout']!r}")
-    if r["linear_probe"] and len(named) < 2:
-        raise ParameterError(
-            "linear_probe reads features of pretrained encoders: name both encoders, or set linear_probe to False"
-        )
     if r["dataset"] == "features" and len(named) < 2:
         raise ParameterError(
             "the recipe features needs encoders for both streams: name a pair (-p encoders small), "
             "or both (-p audio_encoder hf:FOLDER -p video_encoder onnx:FILE)"
+        )
+    if r["linear_probe"] and len(named) < 2:
+        raise ParameterError(
+            "linear_probe reads features of pretrained encoders: name both encoders, or set linear_probe to False"
         )
     if not reads_features(r): return
     if "://" in r["store"]:
