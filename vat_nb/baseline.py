@@ -15,6 +15,7 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneGro
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from threadpoolctl import threadpool_limits
 from torchaudio.functional import compute_deltas
 from torchaudio.transforms import MFCC
 from .media import SAMPLE_RATE
@@ -104,7 +105,8 @@ def fit_linear(
     grid, few = {f"{name}__C": COSTS}, np.unique(y[some], return_counts=True)[1].min() < 2 or len(some) < 10
     if not few:  # else nobody could be left out
         search = GridSearchCV(pipeline, grid, cv=parts, scoring="f1_weighted", refit=False)
-        search.fit(features[some], y[some], groups=people[some])
+        with threadpool_limits(1):  # of matrices so small, threads would only wait for each other
+            search.fit(features[some], y[some], groups=people[some])
         pipeline.set_params(**search.best_params_)
     return pipeline.fit(features, y, **({} if weights is None else {f"{name}__sample_weight": weights}))
 
