@@ -98,15 +98,12 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
             s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, MODEL_DEFAULTS | run.recipe))
             assert len(s.v) == len(run.kept) and np.isfinite(s.own).all()
     for name in ("alignment", "attention"): papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
-    (tmp_path / "folds").mkdir()
-    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", "seeds=2", "try_layers=1,1+2", name="crossval", check=True)
+    for name in ("folds", "layers"): (tmp_path / name).mkdir()
+    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", "seeds=2", name="crossval", check=True)
     summary = json.loads((folded / "crossval/crossval.json").read_text())
-    assert summary["clips"] == 24 and len(summary["answers"]) == 2 and set(summary["layers"]) <= {"1", "1+2"} and len(summary["layer_losses"]) == 2
-    assert summary["answers"][0]["said"]["logistic regression, fusion"] == summary["answers"][1]["said"]["logistic regression, fusion"]
-    _, _, probed = papermill(tmp_path / "folds", *where, *encoders[:2], *encoders[3:6], name="layers", check=True)
-    rows = {r["features"]: r for r in json.loads((probed / "layers/layers.json").read_text())["rows"]}
-    assert {"MFCC", "picture's encoder", "sound, layer 1", "sound, layer 1+2, and picture"} <= set(rows)
-    assert all(r["unseen low"] <= r["unseen F1"] <= r["unseen high"] for r in rows.values())
+    assert summary["clips"] == 24 and len(summary["answers"]) == 2
+    code, printed, _ = papermill(tmp_path / "layers", *where, *encoders[:2], *encoders[3:6], name="layers")
+    assert code != 0 and "clips of three or more speakers" in printed  # this layout knows none
     assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
 
 
