@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHARES', 'HELD_SPLITS', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'resolve_faces', 'accelerator_of', 'reading',
            'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'has_both', 'check_pseudo',
-           'split_clips', 'split_unlabelled', 'clip_weights', 'known_weights', 'audited', 'new_model', 'loader_of',
+           'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audited', 'new_model', 'loader_of',
            'predict_clips', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'scored_clips',
            'run_recipe']
 
@@ -137,8 +137,7 @@ def check_recipe(
 
 
 def resolve_faces(recipe: dict[str, Any]) -> str | None:
-    "The detector of faces: `auto` is the one that the store was made with, else YuNet where it is to be had, else " \
-    "the cascade."
+    "The detector of faces: `auto` is that of the store, else YuNet where it is to be had, else the cascade."
     name = None if recipe["faces"] == "none" else recipe["faces"]
     if name != "auto": return name
     if "://" in recipe["store"]: return open_store(recipe["store"]).settings["faces"]
@@ -155,8 +154,7 @@ def _detector_here() -> str:
 
 # %% ../nbs/21_experiment.ipynb #1abc2a3f
 def accelerator_of(recipe: dict[str, Any]) -> Accelerator:
-    "Seed everything and set up the device as a recipe has it. Raises ValueError when it is not there, or has not " \
-    "the precision."
+    "Seed everything and set up a recipe's device. Raises ValueError when it is not there or lacks the precision."
     return make_accelerator(recipe["device"], recipe["seed"], recipe["trackers"], recipe["out"], recipe["precision"])
 
 # %% ../nbs/21_experiment.ipynb #19906798
@@ -168,8 +166,7 @@ def reading(recipe: dict[str, Any]) -> dict[str, Any]:
 def open_release(
     recipe: dict[str, Any],
 ) -> Store:
-    "The preprocessed clips of a recipe, rendered and preprocessed where they are not. Raises ValueError when the " \
-    "store was made with other settings or too many clips failed."
+    "Preprocess a recipe's clips where they are not. Raises ValueError for other settings or too many failures."
     root, far = Path(recipe["root"]), "://" in recipe["store"]
     store = recipe["store"] if far else Path(recipe["store"])
     stored = far or (store / "settings.json").exists()
@@ -288,8 +285,7 @@ def split_unlabelled(
     data: Store,
     recipe: dict[str, Any],  # its `valid` is the share that is held out where no split is called test or valid
 ) -> Split:
-    "For pretraining without labels: hold out a split called test or valid, else whole speakers, else a block of " \
-    "neighbouring clips. Raises ValueError when too few have picture and sound."
+    "Hold out a split called test or valid, else speakers, else neighbours. Raises ValueError for too few pairs."
     pairs = [c for c in data.usable() if has_both(data, c)]
     held = [c for c in pairs if c.split.lower().startswith(HELD_SPLITS)]
     rest = [c for c in pairs if not c.split.lower().startswith(HELD_SPLITS)]
@@ -336,9 +332,18 @@ def clip_weights(
     return dict(zip(table["id"], weights.astype(float)))
 
 
-def known_weights(data: Store, recipe: dict[str, Any]) -> dict[str, float]:
-    "Weights of clips where the recipe names an audit, else none."
-    return clip_weights(data, recipe) if recipe["audit"] else {}
+def counted_clips(
+    data: Store, clips: list[Clip],  # that would be trained on
+    recipe: dict[str, Any],
+) -> tuple[list[Clip], list[float]]:  # those that the audit leaves, and their weights
+    "Leave out clips of weight zero. Raises ParameterError when none is left."
+    known = clip_weights(data, recipe) if recipe["audit"] else {}
+    counted = [c for c in clips if known.get(c.id, 1)]
+    if recipe["audit"] and not counted:
+        raise ParameterError(
+            f"{recipe['audit']} drops every clip that would be trained on: give some of them a weight above 0"
+        )
+    return counted, [known.get(c.id, 1) for c in counted]
 
 
 def audited(recipe: dict[str, Any]) -> dict[str, str]:
@@ -371,13 +376,8 @@ def loader_of(
 ) -> DataLoader:
     "Batches as a recipe has them; in training, with the weights of its audit."
     if not shuffle or not recipe["audit"]: return build_loader(data, clips, recipe, shuffle, **conditions)
-    known = clip_weights(data, recipe)
-    clips = [c for c in clips if known.get(c.id, 1)]
-    if not clips:
-        raise ParameterError(
-            f"{recipe['audit']} drops every clip that would be trained on: give some of them a weight above 0"
-        )
-    return build_loader(data, clips, recipe, True, weights=[known.get(c.id, 1) for c in clips])
+    clips, weights = counted_clips(data, clips, recipe)
+    return build_loader(data, clips, recipe, True, weights=weights)
 
 
 def predict_clips(
@@ -477,12 +477,9 @@ def finetune(
     "Blended supervision of the three heads, with distillation and pseudo-labels as the recipe has them."
     r, weights = recipe, Weights(*(recipe[f"weight_{k}"] for k in ("video", "audio", "fused", "targets")))
     if r["linear_probe"] and not (checkpoint and checkpoint.exists()):  # a run that goes on has left it behind
-        known = known_weights(data, r)
-        clips = [c for c in split.train if known.get(c.id, 1)]
-        counted = np.array([known.get(c.id, 1) for c in clips])
-        start_from_probe(
-            model, build_loader(data, clips, r | dict(workers=0)), clips, *truth(clips, data.task), counted
-        )
+        clips, counts = counted_clips(data, split.train, r)
+        loader = build_loader(data, clips, r | dict(workers=0))
+        start_from_probe(model, loader, clips, *truth(clips, data.task), np.array(counts))
     confidence = Confidence(len(data.task.classes), r["pseudo_threshold"]) if r["pseudo_labels"] else None
     objective = Finetune(
         model,

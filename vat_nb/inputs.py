@@ -25,7 +25,7 @@ from .feature_loading import FeatureDataset, Scale, feature_loader, speaker_scal
 from .feature_layout import FeatureLayout
 from .inference import under
 from .loading import make_loader
-from .model import VAT, ModelConfig
+from .model import VAT, ModelConfig, encoder_features, feature_encoder
 from .preprocess import Store
 from .releases import Task
 from .tuning import PretrainedEncoder
@@ -241,8 +241,7 @@ def set_scales(
             (getattr(b, stream), getattr(b, mask))
             for b in build_loader(store, chosen, recipe | dict(workers=0, batch_size=16))
         ]
-        if live: encoder.features.set_scale([encoder.read(*b) for b in batches])
-        else: encoder.set_scale(batches)
+        feature_encoder(encoder).set_scale([encoder_features(encoder, *b) for b in batches])
 
 # %% ../nbs/19a_inputs.ipynb #277602a9
 def clip_statistics(

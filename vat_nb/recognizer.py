@@ -108,8 +108,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         audio_encoder: str | None = None,  # where both lie; None looks where they lay, by the model, in $VAT_NB_MODELS
         **hub,  # revision, token, ... of huggingface_hub
     ) -> "Recognizer":
-        "Load a trained model. Raises FileNotFoundError when there is none, ValueError when the file is not one, or " \
-        "not whole."
+        "Load a trained model. Raises FileNotFoundError when there is none, ValueError when the file is broken."
         path = Path(model_id, "model.safetensors")
         if not path.is_file(): path = _fetch(str(model_id), **hub)
         tensors, config = load_tensors(path)
@@ -201,8 +200,7 @@ def look(self: Recognizer, store: Store) -> Predictions:  # store: from `open`
 
 @patch
 def load_encoders(self: Recognizer) -> dict[str, torch.nn.Module]:  # by stream
-    "The encoders whose features the model reads. Raises FileNotFoundError when one is not on this machine, " \
-    "ValueError when it has other weights."
+    "Load the encoders. Raises FileNotFoundError when one is not here, ValueError when it has other weights."
     backbones = dict(self.backbones)
     for stream, record in self.encoders.items():
         if stream in backbones: continue
@@ -231,8 +229,7 @@ def dataset(
     store: Store,
     clips: list[Clip] | None = None,
 ) -> FeatureDataset:  # clips: None is all that are usable
-    "Features of clips as the model reads them, computed as they are asked for. Raises ValueError where speakers are " \
-    "needed and too few clips are given."
+    "Compute features as they are asked for. Raises ValueError where speakers are needed and too few clips given."
     clips, device = store.usable() if clips is None else clips, next(self.model.parameters()).device
     sources = [RememberedSource(BackboneSource(b, store, device)) for b in self.load_encoders().values()]
     scales = None

@@ -188,8 +188,8 @@ def change_similarity(
     "Other numbers, outlines and choice on the same axes, which is quicker than to draw all anew."
     im = ax.images[0]
     im.set_data(shrink(m))
-    low, high = np.quantile(m, COLOUR_RANGE)
-    im.set_clim(low if vmin is None else vmin, high if vmax is None else vmax)
+    ends = (vmin, vmax) if None not in (vmin, vmax) else np.quantile(m, COLOUR_RANGE)
+    im.set_clim(*(end if given is None else given for given, end in zip((vmin, vmax), ends)))
     im.colorbar.set_label(label)
     next(c for c in ax.collections if c.get_label() == "hard negatives").set_segments([CORNERS + (j, i) for i, j in outlined])
     for ring in ax.lines[-2:]: ring.set_data(*([chosen[1]], [chosen[0]]) if chosen else ([], []))
