@@ -134,6 +134,39 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
             assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
 
 
+def test_places_of_the_picture_can_be_told_apart(names, store):
+    "With video_grid a recipe reads places: another cache, four tokens a moment, and attention over them."
+    from vat_nb.core import ParameterError
+    from vat_nb.experiment import new_model
+    from vat_nb.inputs import build_loader, check_encoders, layouts, prepare_features
+    from vat_nb.saliency import averaged, lay_out, look, raw
+    recipe = recipe_of(names, store, video_grid=2)
+    check_encoders(recipe)
+    whole, places = prepare_features(store, recipe | dict(video_grid=1)), prepare_features(store, recipe)
+    assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
+    assert layouts(store, recipe)["video"].grid == 2
+    one = next(iter(build_loader(store, store.usable()[:1], recipe)))
+    heat = lay_out(seen := look(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
+    assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
+    for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
+        with pytest.raises(ParameterError, match=says):
+            check_encoders(recipe | dict(video_grid=wrong) | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {}))
+
+
+def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
+    from vat_nb import training
+    seen, real = [], training.matching_pairs
+    def spy(*args, even, **more):
+        seen.append(even)
+        return real(*args, even=even, **more)
+    monkeypatch.setattr(training, "matching_pairs", spy)
+    from vat_nb.model import ModelConfig, build_vat
+    model = build_vat(ModelConfig("tiny", 32, 12.5, 6))
+    objective = training.Pretrain(model, queue=8, goals=training.Goals(masked=0.0, random_negatives=0.33))
+    for objective.progress in (0.0, 0.32, 0.34, 0.99): objective(batch_of(store), alpha=0.0)
+    assert seen == [True, True, False, False]
+
+
 def test_attention_can_be_drawn(names, store):
     from vat_nb.saliency import averaged, lay_out, look, raw, show_attention
     one = batch_of(store).keep(torch.tensor([0]))
@@ -195,6 +228,17 @@ def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
     broken.write_bytes(broken.read_bytes()[:-7])
     with pytest.raises(ValueError, match="is no file of features .* delete it and run again"):
         CachedSource(tmp_path).read(clips[1])
+
+
+def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
+    "Before the first clip: how many clips and bytes; after some: how many minutes."
+    from conftest import write_noise
+    from vat_nb.feature_cache import EncoderSpec, cache_features
+    from vat_nb.preprocess import open_store
+    store = open_store(write_noise(tmp_path / "store", 20))
+    cache_features(EncoderSpec("video", names["vit"]), store, store.usable(), processes=1)
+    printed = capsys.readouterr().out
+    assert f"video features by {names['vit']}: 20 clips, 0.0 MB in" in printed and "minutes to go" in printed
 
 
 def test_two_processes_write_what_one_does(names, store, tmp_path):
@@ -315,6 +359,43 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
         other.look(store)
 
 
+@pytest.mark.parametrize("tune", ["frozen", "lora"])
+def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp_path, tune):
+    "Without cached features, too: both missing encoders are named, moved ones are found, others are refused."
+    import shutil
+    from vat_nb.experiment import new_model
+    from vat_nb.inference import predict
+    from vat_nb.inputs import build_loader
+    from vat_nb.recognizer import Recognizer
+    for stream in ("vit", "large"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
+    recipe = recipe_of(
+        names, store, video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/large", tune=tune,
+        cache_features=False,
+    )
+    model = new_model(recipe, store, store.usable())
+    Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
+    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fusion"]
+    (tmp_path / "here").rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match="copy vit into one of .*; and .* copy large into one of"):
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint"))
+    (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
+    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"]
+    assert np.allclose(found, expected, atol=1e-4)
+    with pytest.raises(ValueError, match="has other weights"):
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint"), video_encoder=other_weights(names["vit"], tmp_path))
+
+
+def other_weights(name, folder):
+    "A copy of a checkpoint with one weight changed."
+    import shutil
+    from safetensors.torch import load_file, save_file
+    copy = Path(shutil.copytree(name.removeprefix("hf:"), folder / "other"))
+    weights = load_file(copy / "model.safetensors")
+    key = sorted(k for k in weights if k.endswith("query.weight"))[0]
+    save_file(weights | {key: weights[key] + 0.01}, copy / "model.safetensors", metadata=dict(format="pt"))
+    return f"hf:{copy}"
+
+
 def test_features_that_others_computed(names, store, tmp_path):
     "Train on a folder of .npy, with lacking, broken and mixed files each told in a sentence."
     from vat_nb.core import ParameterError
@@ -388,7 +469,8 @@ def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
 
 def test_pretraining_needs_no_label(names, store, tmp_path):
     "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
-    from vat_nb.experiment import split_clips
+    from vat_nb.core import ParameterError
+    from vat_nb.experiment import pretrain, split_clips
     clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
     bare = store._replace(clips=clips)
     recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
@@ -398,6 +480,9 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
         and len(split.unlabelled) == 4
         and not split.tests
     )
+    silent = bare._replace(ledger=bare.ledger.assign(samples=0))
+    with pytest.raises(ParameterError, match="0 of 6 clips have both picture and sound: set pretrain_epochs to 0"):
+        pretrain(None, silent, clips, recipe, None)
     named = store._replace(clips=[replace(c, split="test" if i == 1 else "train") for i, c in enumerate(clips)])
     assert [c.id for c in split_clips(named, recipe).held] == [clips[1].id]
 

@@ -16,14 +16,13 @@ from fastcore.basics import patch
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold
 from torch.utils.data import DataLoader
 from .core import Clip, write_atomically
 from .experiment import has_both
 from .loading import make_loader
 from .media import SAMPLE_RATE, decode_jpegs
-from .metrics import interval
+from .metrics import area_under_curve, interval
 from .model import VAT
 from .preprocess import Store, write_stored
 from .show import Controls, new_axes, show_wave
@@ -184,7 +183,7 @@ def witness_areas(
             use = np.isin(kind, ["", what]) & np.isfinite(x)
             y, x = kind[use] == what, x[use]
             if y.all() or not y.any(): continue
-            area = lambda rows: roc_auc_score(y[rows], x[rows]) if 0 < y[rows].sum() < len(rows) else 0.5
+            area = lambda rows: area_under_curve(y[rows], x[rows])
             rows.append((what, name, area(np.arange(len(y))), *interval(area, len(y), draws=draws), int(y.sum())))
     return pd.DataFrame(rows, columns=["kind", "witness", "area", "low", "high", "clips"])
 

@@ -389,7 +389,7 @@ def predict_clips(
 # %% ../nbs/21_experiment.ipynb #71663116
 COMMON = (
     "dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers",
-    "audio_layers", "feature_rate", "video_options", "audio_options",
+    "audio_layers", "video_grid", "feature_rate", "video_options", "audio_options",
     "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames",
     "batch_size", "accumulate", "contrast_keys",
     "temperature", "seed", "valid", "valid_split",
@@ -421,6 +421,11 @@ def pretrain(
     # one order, whichever clips have labels: runs with few and with many share it
     place = {c.id: i for i, c in enumerate(data.clips)}
     r, pairs = recipe, sorted((c for c in clips if has_both(data, c)), key=lambda c: place[c.id])
+    if len(pairs) < 2:
+        raise ParameterError(
+            f"pretraining sets voices against faces, and {len(pairs)} of {len(clips)} clips have both picture and sound: "
+            "set pretrain_epochs to 0 to train on what is there (-p pretrain_epochs 0)"
+        )
     goals = Goals(
         r["weight_contrast"],
         r["weight_matching"],

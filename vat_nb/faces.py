@@ -59,7 +59,7 @@ def fetch_yunet(
 ) -> Path:  # the ONNX file
     "Download YuNet's weights, once. Raises ConnectionError without a network, ValueError when the file is not what was asked for."
     path = Path(folder, url.rsplit("/", 1)[-1])
-    if path.is_file(): return path
+    if path.is_file() and (not sha256 or hashlib.sha256(path.read_bytes()).hexdigest() == sha256): return path
     try: raw = urllib.request.urlopen(url, timeout=10).read()
     except OSError as e: raise ConnectionError(f"cannot fetch {url} ({e}): download it where there is a network and put it into {folder}, or take faces = cascade") from None
     if sha256 and hashlib.sha256(raw).hexdigest() != sha256: raise ValueError(f"{url} is not the file that was asked for (its SHA-256 differs); nothing was written")

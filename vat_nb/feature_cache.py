@@ -9,7 +9,7 @@ __all__ = ['HEADROOM', 'EncoderSpec', 'weights_digest', 'ClipFeatures', 'Feature
 
 # %% ../nbs/10i_feature_cache.ipynb #927b3f95
 import errno, hashlib, json, os, shutil, time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -39,11 +39,12 @@ class EncoderSpec:
     layers: int | str = "middle"  # see `layer_indices`
     rate: float | None = None  # moments a second; None is the encoder's own rate
     options: Mapping[str, Any] = field(default_factory=dict)  # what an ONNX graph does not say
+    grid: int = 1  # places per side of a frame; 1: the whole picture
 
     def load(self, fps: float) -> VideoBackbone | AudioBackbone:  # fps: frames per second of the videos
         "Load the encoder. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
         if self.stream == "video":
-            return load_video_backbone(self.name, fps, layers=self.layers, rate=self.rate, options=self.options)
+            return load_video_backbone(self.name, fps, self.grid, self.layers, self.rate, self.options)
         return load_audio_backbone(self.name, self.layers, self.rate, self.options)
 
     @property
@@ -54,11 +55,13 @@ class EncoderSpec:
 
 def weights_digest(
     model: nn.Module,
+    only: Collection[str] | None = None,  # names of the weights that count; None: all
 ) -> str:  # 12 hexadecimal digits
     "Name the weights of a model: another weight, another name; the same on every device."
     graphs = [m.digest for m in model.modules() if isinstance(m, OnnxGraph)]
     found = hashlib.sha256("".join(graphs).encode())
     for key, value in sorted(model.state_dict().items()):
+        if only is not None and key not in only: continue
         found.update(key.encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:12]
@@ -109,7 +112,9 @@ class BackboneSource:
         batch = torch.zeros(len(inputs), mask.shape[1], *inputs[0].shape[1:], dtype=inputs[0].dtype, device=self.device)
         for row, x in zip(batch, inputs): row[:len(x)] = x.to(self.device)
         if not mask.any(): return [self._empty() for _ in clips]
-        features, real = features_with_statistics(self.backbone, batch, mask)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda" and torch.cuda.is_bf16_supported()):
+            features, real = features_with_statistics(self.backbone, batch, mask)
+        features = features.float()
         places, statistics = self.layout.grid ** 2, features[:, :STATISTICS].float().cpu()
         features, real = features[:, STATISTICS:].unflatten(1, (-1, places)), real[:, STATISTICS::places]
         times = self.layout.times(real.shape[1])
@@ -171,9 +176,24 @@ class FolderSource:
         self.pools = own.pools_to(rate)
 
     def digest(self) -> str:  # 12 hexadecimal digits
-        "Changes when a file comes, goes, or has another size."
-        said = [(str(p.relative_to(self.folder)), p.stat().st_size) for p in self.files.values()]
-        return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:12]
+        "Changes when a file comes or goes, has another size, or begins or ends with other numbers."
+        found = hashlib.sha256()
+        for path in self.files.values():
+            found.update(f"{path.relative_to(self.folder)} {path.stat().st_size}".encode())
+            with path.open("rb") as file:
+                found.update(file.read(4096))
+                file.seek(max(path.stat().st_size - 4096, 0))
+                found.update(file.read())
+        return found.hexdigest()[:12]
+
+    def check(self, clips: Sequence[Clip]) -> None:
+        "Raise FileNotFoundError where clips have no features, naming all at once."
+        lacking = [c.id for c in clips if c.id not in self.files]
+        if not lacking: return
+        raise FileNotFoundError(
+            f"{self.folder} lacks features of {len(lacking)} of {len(clips)} clips ({', '.join(lacking[:5])}"
+            f"{', ...' if len(lacking) > 5 else ''}): add {lacking[0]}.npy and so on, or leave the clips out of the release"
+        )
 
     def read(self, clip: Clip) -> ClipFeatures:
         "Features of one clip. Raises FileNotFoundError when it has none, ValueError when they cannot be."
@@ -192,11 +212,7 @@ class FolderSource:
         return ClipFeatures(_half(x)[:, None], at, statistics)
 
     def _file(self, clip: Clip) -> tuple[np.ndarray, np.ndarray]:  # [T, D] float32, [T] s or NaN
-        if clip.id not in self.files:
-            raise FileNotFoundError(
-                f"{self.folder} lacks features of the clip {clip.id}: "
-                f"add {clip.id}.npy, or leave the clip out of the release"
-            )
+        self.check([clip])
         path, duration = self.files[clip.id], float(self.store.ledger.loc[clip.id, "duration"])
         try: values, times = self._npy(path, duration) if path.suffix.lower() == ".npy" else self._csv(path)
         except (OSError, ValueError, KeyError) as e:
@@ -278,7 +294,9 @@ def cache_folder(
     spec: EncoderSpec,
 ) -> Path:
     "Where the features of an encoder lie."
-    said = json.dumps([spec.name, spec.layers, spec.rate, dict(spec.options)], sort_keys=True)
+    said = json.dumps(
+        [spec.name, spec.layers, spec.rate, dict(spec.options), *([spec.grid] if spec.grid > 1 else [])], sort_keys=True
+    )
     return Path(store, "features", f"{spec.stream}-{hashlib.sha256(said.encode()).hexdigest()[:8]}")
 
 
@@ -426,6 +444,7 @@ def cache_features(
     (folder / "clips").mkdir(parents=True, exist_ok=True)
     needed, gpu = planned_bytes(store, todo, record.layout), torch.device(device).type != "cpu"
     check_room(folder, needed)
+    if isinstance(source, FolderSource): source.check(todo)
     weights = sum(p.nbytes for p in source.backbone.parameters()) if spec.computed else 0
     many = 1 if gpu or not spec.computed else useful_processes(processes, len(todo), weights)
     tqdm.write(f"{spec.stream} features by {spec.name}: {len(todo)} clips, {needed / 2**20:.1f} MB in {folder}")

@@ -44,7 +44,7 @@ def encoder_spec(
     if not recipe[f"{stream}_encoder"]: return None
     return EncoderSpec(
         stream, recipe[f"{stream}_encoder"], recipe[f"{stream}_layers"], recipe["feature_rate"],
-        recipe[f"{stream}_options"],
+        recipe[f"{stream}_options"], recipe["video_grid"] if stream == "video" else 1,
     )
 
 
@@ -79,6 +79,13 @@ def check_encoders(recipe: dict[str, Any]) -> None:
     ):
         raise ParameterError(
             f"feature_rate is a number of tokens a second, such as 12.5, or None, not {r['feature_rate']!r}"
+        )
+    if not 1 <= r["video_grid"] <= 16:
+        raise ParameterError(f"video_grid is the number of places per side of a frame, 1 to 16, not {r['video_grid']}")
+    if r["video_grid"] > 1 and not (r["video_encoder"] and encoder_spec(r, "video").computed):
+        raise ParameterError(
+            "video_grid is about the picture's pretrained encoder: name one that computes here (-p video_encoder "
+            "hf:NAME), or set video_grid to 1"
         )
     if r["dropout"] is not None and (type(r["dropout"]) not in (int, float) or not 0 <= r["dropout"] < 1):
         raise ParameterError(f"dropout is a share from 0 to 1, or None, not {r['dropout']!r}")
@@ -144,9 +151,10 @@ def _loaded(
     layers: int | str,
     rate: float | None,
     options: str,
+    grid: int,
     fps: float,
 ) -> VideoBackbone | AudioBackbone:
-    return EncoderSpec(stream, name, layers, rate, json.loads(options)).load(fps)
+    return EncoderSpec(stream, name, layers, rate, json.loads(options), grid).load(fps)
 
 
 def load_backbone(
@@ -154,7 +162,7 @@ def load_backbone(
     fps: float,  # frames per second of the videos
 ) -> VideoBackbone | AudioBackbone:
     "An encoder, loaded once for all that ask."
-    return _loaded(spec.stream, spec.name, spec.layers, spec.rate, json.dumps(dict(spec.options)), fps)
+    return _loaded(spec.stream, spec.name, spec.layers, spec.rate, json.dumps(dict(spec.options)), spec.grid, fps)
 
 
 def layouts(
@@ -199,7 +207,7 @@ def build_loader(
 # values that only training minds
 MODEL_DEFAULTS = dict(
     temperature=0.07, augment_spectrogram=1.0, tubelet=None, tune="frozen", dropout=None, feature_dropout=0.0,
-    early_fusion=False, linear_probe=False,
+    early_fusion=False, linear_probe=False, video_grid=1,
 )
 SCALE_CLIPS = 2000  # clips that features are measured on, evenly spread
 
@@ -210,7 +218,8 @@ def model_config(
     layouts: dict[str, FeatureLayout],  # of the features that the model reads, by stream; empty where it reads clips
 ) -> ModelConfig:
     "What the model of a recipe is built with."
-    r, encoders = MODEL_DEFAULTS | recipe, {s: layouts.get(s) or encoder_spec(recipe, s) for s in STREAMS}
+    r = MODEL_DEFAULTS | recipe
+    encoders = {s: layouts.get(s) or encoder_spec(r, s) for s in STREAMS}
     return ModelConfig(
         r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), r["temperature"],
         r["augment_spectrogram"], r["tubelet"], **encoders,

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'CLASS_SCORES', 'weighted_f1', 'average_recall', 'average_area', 'class_scores', 'target_scores',
            'scores', 'confusion', 'interval', 'f1_of_draws', 'f1_interval', 'each_draw', 'paired_interval', 'recall_at',
-           'reliability', 'calibration_error', 'negative_log_likelihood']
+           'area_under_curve', 'reliability', 'calibration_error', 'negative_log_likelihood']
 
 # %% ../nbs/17_metrics.ipynb #49529e49
 from collections.abc import Callable, Sequence
 import numpy as np, pandas as pd, warnings
-from scipy.stats import bootstrap, pearsonr
+from scipy.stats import bootstrap, pearsonr, rankdata
 from sklearn.metrics import accuracy_score, average_precision_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss, mean_squared_error, precision_score, top_k_accuracy_score
 
 # %% ../nbs/17_metrics.ipynb #660342cf
@@ -178,6 +178,17 @@ def recall_at(
     if len(sim) < 2: return {"video->audio": np.nan, "audio->video": np.nan}
     find = lambda s: 1.0 if k >= len(s) else float(top_k_accuracy_score(own, s, k=k, labels=own)) if len(s) > 2 else float((s.argmax(1) == own).mean())
     return {"video->audio": find(sim), "audio->video": find(sim.T)}
+
+# %% ../nbs/17_metrics.ipynb #2d5fd502
+def area_under_curve(
+    y: np.ndarray,  # [N] bool
+    x: np.ndarray,  # [N] scores, high where y should be True
+) -> float:  # 0.5 is chance, and what there is where all y are alike
+    "Area under the ROC curve; ties count half."
+    right = int(y.sum())
+    wrong = len(y) - right
+    if not right or not wrong: return 0.5
+    return float((rankdata(x)[y].sum() - right * (right + 1) / 2) / (right * wrong))
 
 # %% ../nbs/17_metrics.ipynb #00385914
 def reliability(

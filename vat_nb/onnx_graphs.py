@@ -98,7 +98,10 @@ class OnnxGraph(nn.Module):
             )
         if self.output not in names:
             raise ParameterError(f"{path} has no output {self.output!r}: {suggest(self.output, names)}")
-        self.digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:12]
+        weights = [self.path.resolve().parent / file for file in sorted(_external_files(model))]
+        content = hashlib.sha256()
+        for file in (self.path, *weights): content.update(file.read_bytes())
+        self.digest = content.hexdigest()[:12]
         self._sessions: dict[str, Any] = {}
 
     def __deepcopy__(self, memo: dict) -> "OnnxGraph": return self
@@ -172,6 +175,8 @@ def _shape(value: Any, path: Path, stream: str) -> tuple[int, ...]:  # 0 where t
         if stream == "video"
         else len(dims) == 2 or len(dims) == 3 and dims[1] in (0, 1)
     )
+    if fits and dims[0] > 1:
+        raise ValueError(f"{path} takes {dims[0]} at a time, no more and no fewer: export it for one, or for any number")
     if fits and value.type.tensor_type.elem_type == 1: return dims
     wanted = "frames [n, 3, height, width]" if stream == "video" else "waveforms [n, samples]"
     raise ValueError(

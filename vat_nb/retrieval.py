@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
-from sklearn.metrics import roc_auc_score, silhouette_score
+from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from .core import Batch, Clip
 from .inputs import build_loader, can_corrupt
 from .media import SAMPLE_RATE
-from .metrics import interval
+from .metrics import area_under_curve, interval
 from .model import VAT
 from .preprocess import Store
 
@@ -120,8 +120,8 @@ def area_interval(
     draws: int = 500,
 ) -> tuple[float, float, float]:  # area, low, high
     "Area under the ROC curve with its bootstrap interval over clips."
-    y = np.repeat([1, 0], len(right))
-    area = lambda rows: float(roc_auc_score(y, np.concatenate([right[rows], wrong[rows]])))
+    y = np.repeat([True, False], len(right))
+    area = lambda rows: area_under_curve(y, np.concatenate([right[rows], wrong[rows]]))
     return area(np.arange(len(right))), *interval(area, len(right), draws=draws)
 
 # %% ../nbs/21b_retrieval.ipynb #8b8b508d

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import suggest
+from .core import read_json, suggest
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
 from vat_nb.weights import (
@@ -151,6 +151,11 @@ def _timm_settings(model: str, file: str) -> dict[str, Any]:
         if not file or not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"{folder} is no timm checkpoint folder: it needs config.json and model.safetensors"
+            )
+        if "architecture" not in read_json((folder / "config.json").read_bytes(), folder / "config.json"):
+            raise ValueError(
+                f"{folder} is no timm checkpoint folder: its config.json names no architecture; "
+                f"if it is one of Hugging Face, give hf:{folder}"
             )
         net = load_strict(
             timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0), load_state(file), str(folder)
