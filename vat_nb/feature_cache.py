@@ -112,7 +112,8 @@ class BackboneSource:
         batch = torch.zeros(len(inputs), mask.shape[1], *inputs[0].shape[1:], dtype=inputs[0].dtype, device=self.device)
         for row, x in zip(batch, inputs): row[:len(x)] = x.to(self.device)
         if not mask.any(): return [self._empty() for _ in clips]
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device.type == "cuda" and torch.cuda.is_bf16_supported()):
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
             features, real = features_with_statistics(self.backbone, batch, mask)
         features = features.float()
         places, statistics = self.layout.grid ** 2, features[:, :STATISTICS].float().cpu()
@@ -192,7 +193,8 @@ class FolderSource:
         if not lacking: return
         raise FileNotFoundError(
             f"{self.folder} lacks features of {len(lacking)} of {len(clips)} clips ({', '.join(lacking[:5])}"
-            f"{', ...' if len(lacking) > 5 else ''}): add {lacking[0]}.npy and so on, or leave the clips out of the release"
+            f"{', ...' if len(lacking) > 5 else ''}): add {lacking[0]}.npy and so on, "
+            "or leave the clips out of the release"
         )
 
     def read(self, clip: Clip) -> ClipFeatures:

@@ -176,7 +176,9 @@ def _shape(value: Any, path: Path, stream: str) -> tuple[int, ...]:  # 0 where t
         else len(dims) == 2 or len(dims) == 3 and dims[1] in (0, 1)
     )
     if fits and dims[0] > 1:
-        raise ValueError(f"{path} takes {dims[0]} at a time, no more and no fewer: export it for one, or for any number")
+        raise ValueError(
+            f"{path} takes {dims[0]} at a time, no more and no fewer: export it for one, or for any number"
+        )
     if fits and value.type.tensor_type.elem_type == 1: return dims
     wanted = "frames [n, 3, height, width]" if stream == "video" else "waveforms [n, samples]"
     raise ValueError(
