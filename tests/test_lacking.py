@@ -1,0 +1,74 @@
+"Releases that lack something, through the notebooks: without one label, without one sound."
+import json
+import shutil
+
+import av
+import numpy as np
+import pandas as pd
+import pytest
+from test_faults import FAST, papermill
+from test_pretrained import names  # noqa: F401
+
+
+def tiny_graph(path):
+    "A face network of one matrix, as an ONNX file that says its own scale."
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+    weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32), "weights")
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["frames"], ["mean"]), helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["features"]),
+    ]
+    given = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 3, 16, 16])
+    found = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8])
+    model = helper.make_model(helper.make_graph(nodes, "g", [given], [found], [weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    helper.set_model_props(model, dict(mean="[0.5, 0.5, 0.5]", std="[0.5, 0.5, 0.5]"))
+    onnx.save(model, path)
+    return f"onnx:{path}"
+
+
+def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F811
+    "From clips without labels to recall and matching of those held out; features alone; the audit of the same clips."
+    pytest.importorskip("onnxruntime")
+    clips = sorted((small_release / "train").glob("*.mp4"))[:16]
+    (tmp_path / "mine").mkdir()
+    for c in clips: shutil.copy(c, tmp_path / "mine")
+    pd.DataFrame(dict(path=[c.name for c in clips], split="train")).to_csv(tmp_path / "mine/manifest.csv", index=False)
+    where = (f"root={tmp_path / 'mine'}", f"store={tmp_path / 'store'}", "dataset=features", "faces=none", "image=32")
+    encoders = f"audio_encoder={names['whisper']}", f"video_encoder={tiny_graph(tmp_path / 'face.onnx')}"
+    _, _, out = papermill(tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid=0.4", check=True)
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["held_out"] == 6 and 0 <= found["matching_auc"] <= 1 and found["matching_chance"] == 0.5
+    assert [(r["k"], r["chance"]) for r in found["retrieval"]] == [(1, 1 / 6), (5, 5 / 6), (10, 1.0)]
+    assert not found["splits"] and (out / "checkpoint/model.safetensors").exists()
+    cached = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("features/*/clips/*.safetensors")}
+    papermill(tmp_path, *where, *encoders, f"export={tmp_path / 'shared'}", name="features", check=True)
+    assert len(list((tmp_path / "shared").rglob("*.npy"))) == 32
+    assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
+    (tmp_path / "audited").mkdir()
+    _, _, out = papermill(tmp_path / "audited", *where, *encoders, "pretrain_epochs=1", name="audit", check=True)
+    areas = json.loads((out / "audit/audit.json").read_text())["areas"]
+    assert {r["kind"] for r in areas} == {"swapped", "shifted"} and all(0 <= r["area"] <= 1 for r in areas)
+
+
+def test_a_release_with_pictures_only(small_release, tmp_path):
+    "Without one sound: supervised training, scores, a row for every clip."
+    release = tmp_path / "release"
+    for path in small_release.rglob("*"):
+        if path.is_dir(): continue
+        copy = release / path.relative_to(small_release)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix not in (".mp4", ".avi"):
+            shutil.copy(path, copy)
+            continue
+        with av.open(str(path)) as old, av.open(str(copy), "w") as new:
+            stream = new.add_stream_from_template(old.streams.video[0])
+            for packet in old.demux(video=0):
+                if packet.dts is None: continue
+                packet.stream = stream
+                new.mux(packet)
+    where = "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}"
+    _, _, out = papermill(tmp_path, *where, *FAST, "pretrain_epochs=0", check=True)
+    found = json.loads((out / "metrics.json").read_text())
+    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == 0 and found["recall"] == {}
+    assert len(pd.read_csv(out / "submission_test3.csv")) == 6
