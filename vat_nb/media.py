@@ -47,9 +47,10 @@ class Media(NamedTuple):
 
 def decode_jpegs(
     jpegs: Iterable[bytes],  # T frames of one size
-) -> np.ndarray:  # [T, H, W, 3] uint8 RGB
+) -> np.ndarray:  # [T, H, W, 3] uint8 RGB; [0, 0, 0, 3] of no frames
     "Frames as pixels."
-    return np.stack([simplejpeg.decode_jpeg(j) for j in jpegs])
+    frames = [simplejpeg.decode_jpeg(j) for j in jpegs]
+    return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
 
 # %% ../nbs/02_media.ipynb #a589e461
 def times_within(

@@ -272,7 +272,7 @@ STUDIES = (
           f'make audit DATASET=features P="{LRWAR} -p pretrain_epochs 25 -p seed 1 -p out runs/lrwar_audit"',
           "runs/lrwar_audit/audit/audit.json", audit_table),
     Study("ladder", "Java-SED with LRW-AR as unlabelled clips, part by part",
-          f'make ablation DATASET=features P="{BOTH} -p seeds 5 -p out runs/ladder"',
+          f'make ablation DATASET=features P="{BOTH} -p seeds 10 -p out runs/ladder"',
           "runs/ladder/ablation.json", ladder_table),
     Study("shares", "Java-SED with LRW-AR as unlabelled clips, by share of labels",
           f'make semisupervised DATASET=features P="{BOTH} -p seeds 10 -p out runs/shares"',

@@ -1,0 +1,37 @@
+"Layers of a sound encoder: chosen in each fold by its training people, and shown one by one; one clip has no picture."
+import json
+import shutil
+
+import av
+import pandas as pd
+from test_faults import FAST, papermill
+from test_pretrained import names  # noqa: F401
+
+
+def test_layers_are_chosen_by_the_people_of_each_fold(names, small_release, tmp_path):  # noqa: F811
+    top = tmp_path / "mine"
+    top.mkdir()
+    truth = pd.read_json(small_release / "truth.json", dtype=dict(name=str)).query("split == 'train'")
+    for file in truth["file"]: shutil.copy(small_release / file, top)
+    heard = top / sorted(p.name for p in top.glob("*.mp4"))[0]
+    with av.open(str(heard)) as old, av.open(str(tmp_path / "heard.mp4"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.audio[0])
+        for packet in old.demux(audio=0):
+            if packet.dts is None: continue
+            packet.stream = stream
+            new.mux(packet)
+    (tmp_path / "heard.mp4").replace(heard)
+    rows = dict(path=truth["name"] + ".mp4", split="train", emotion=truth["emotion"], speaker=truth["person"].astype(str))
+    pd.DataFrame(rows).to_csv(top / "manifest.csv", index=False)
+    where = f"root={top}", f"store={tmp_path / 'store'}", "dataset=features", *FAST[1:], f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}"
+    where = [p for p in where if not p.startswith(("size=", "encoders="))]
+    folds = "k=2", "everything=True", "valid=0.0", "pretrain_epochs=0", "epochs=1", "seeds=2", "try_layers=1,1+2"
+    _, _, out = papermill(tmp_path, *where, *folds, name="crossval", check=True)
+    summary = json.loads((out / "crossval/crossval.json").read_text())
+    assert summary["clips"] == 24 and len(summary["answers"]) == 2 and set(summary["layers"]) <= {"1", "1+2"} and len(summary["layer_losses"]) == 2
+    assert summary["answers"][0]["said"]["logistic regression, fusion"] == summary["answers"][1]["said"]["logistic regression, fusion"]
+    assert {"SVM, transductive, audio", "linear SVM, per speaker, fusion"} <= set(summary["out_of_fold"])
+    _, _, probed = papermill(tmp_path, *where, name="layers", check=True)
+    rows = {r["features"]: r for r in json.loads((probed / "layers/layers.json").read_text())["rows"]}
+    assert {"MFCC", "picture's encoder", "sound, layer 1", "sound, layer 1+2, and picture"} <= set(rows)
+    assert all(r["unseen low"] <= r["unseen F1"] <= r["unseen high"] for r in rows.values())
