@@ -48,11 +48,22 @@ def show_matrix(
     "Draw a matrix with a colour bar."
     m = np.asarray(m, dtype=float)
     ax = ax or new_axes(*np.clip((1.5 + 0.45 * m.shape[1], 1 + 0.4 * m.shape[0]), 2.6, 6))
-    sns.heatmap(m, ax=ax, cmap=MATRIX, vmin=vmin, vmax=vmax, annot=fmt is not None, fmt=fmt or "", cbar_kws=dict(label=label),
-                xticklabels="auto" if xticks is None else list(xticks), yticklabels="auto" if yticks is None else list(yticks), rasterized=True)
+    mesh = ax.pcolormesh(np.ma.masked_invalid(m), cmap=MATRIX, vmin=vmin, vmax=vmax, rasterized=True)
+    ax.figure.colorbar(mesh, ax=ax, label=label).outline.set_visible(False)
+    for axis, names, n in ((ax.xaxis, xticks, m.shape[1]), (ax.yaxis, yticks, m.shape[0])):
+        shown = range(0, n, 1 if names is not None else math.ceil(n / 12))  # numbers have no room for more
+        axis.set_ticks([i + 0.5 for i in shown], [str(i) for i in shown] if names is None else list(names))
+    for (row, column), value in np.ndenumerate(m if fmt is not None else np.empty((0, 0))):
+        if np.isnan(value): continue
+        luminance = np.dot(mesh.cmap(mesh.norm(value))[:3], (0.2126, 0.7152, 0.0722))
+        colour = "0.15" if luminance > 0.45 else "white"
+        ax.text(column + 0.5, row + 0.5, format(value, fmt), ha="center", va="center", color=colour, fontsize="small")
+    letters = max(len(text.get_text()) for text in ax.get_xticklabels()) * m.shape[1]
+    crowded = xticks is not None and 0.085 * letters > ax.get_window_extent().width / ax.figure.dpi  # inches
+    ax.tick_params(axis="x", rotation=90 if crowded else 0)
     ax.tick_params(length=0)
-    ax.tick_params(axis="y", rotation=0)
-    ax.set(xlabel=xlabel, ylabel=ylabel, title=title)
+    ax.spines[:].set_visible(False)
+    ax.set(xlabel=xlabel, ylabel=ylabel, title=title, ylim=(len(m), 0))
     return ax
 
 # %% ../nbs/01_show.ipynb #0cf7af8a
@@ -196,13 +207,10 @@ def show_page(
     "Draw rows of figures as one."
     heights = [p.height for p in panels]
     fig = plt.figure(figsize=(width, sum(heights) + 0.4), layout="constrained")
-    layout = fig.get_layout_engine()
-    layout.execute = lambda fig: None  # not before all is there: seaborn draws every heat map once to measure it
     for part, panel in zip(np.atleast_1d(fig.subfigures(len(panels), 1, height_ratios=heights)), panels):
         part.suptitle(panel.title, x=0.01, ha="left", fontweight="bold")
         panel.draw(part.subplots(1, panel.columns, squeeze=False)[0])
     if title: fig.suptitle(title)
-    del layout.execute
     return fig
 
 # %% ../nbs/01_show.ipynb #dbeee7a0
@@ -210,12 +218,15 @@ def save_figure(
     figure: Figure | Axes | np.ndarray,  # what to save, or axes on it
     path: str | Path,  # the .png to write, and the .svg beside it; the folder is made
 ) -> None:
-    "Write a figure to disk, as PNG and as SVG."
+    "Write a figure to disk, as PNG and as SVG; it then keeps its layout, which costs more time than the drawing."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     axes = figure.flat[0] if isinstance(figure, np.ndarray) else figure
     figure = axes.figure if isinstance(axes, Axes) else axes
-    for suffix in (".png", ".svg"): figure.figure.savefig(path.with_suffix(suffix), dpi=110)  # of a part of a figure, the whole
+    whole = figure.figure  # of a part of a figure
+    for suffix in (".png", ".svg"):
+        whole.savefig(path.with_suffix(suffix), dpi=110)
+        whole.set_layout_engine("none")
 
 # %% ../nbs/01_show.ipynb #0b234270
 def error_line(error: Exception) -> str:  # HTML
