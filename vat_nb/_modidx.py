@@ -78,7 +78,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vat_nb.audit.lag_correlations': ('audit.html#lag_correlations', 'vat_nb/audit.py'),
                               'vat_nb.audit.lip_sync': ('audit.html#lip_sync', 'vat_nb/audit.py'),
                               'vat_nb.audit.loudness': ('audit.html#loudness', 'vat_nb/audit.py'),
-                              'vat_nb.audit.matching_margin': ('audit.html#matching_margin', 'vat_nb/audit.py'),
                               'vat_nb.audit.read_weights': ('audit.html#read_weights', 'vat_nb/audit.py'),
                               'vat_nb.audit.save_weights': ('audit.html#save_weights', 'vat_nb/audit.py'),
                               'vat_nb.audit.show_witnesses': ('audit.html#show_witnesses', 'vat_nb/audit.py'),

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LIPS_TRUSTED', 'WITNESSES', 'VERDICT', 'spoil', 'loudness', 'small_pictures', 'lag_correlations', 'lip_sync',
-           'suspicion', 'contrast_rank', 'matching_margin', 'audit_clips', 'witness_areas', 'show_witnesses',
-           'save_weights', 'read_weights', 'AuditPanel']
+           'suspicion', 'contrast_rank', 'audit_clips', 'witness_areas', 'show_witnesses', 'save_weights',
+           'read_weights', 'AuditPanel']
 
 # %% ../nbs/22c_audit.ipynb #a48b812e
-import hashlib, html, math, shutil
+import html, math, shutil
 from collections.abc import Callable
 from pathlib import Path
-import cv2, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+import cv2, ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
@@ -122,7 +122,7 @@ def lip_sync(
     return table
 
 # %% ../nbs/22c_audit.ipynb #d010d089
-WITNESSES = dict(matching=-1, margin=-1, cosine=-1, rank=1, sync=-1)  # column of an audit -> 1 where high values are suspicious, -1 where low ones are
+WITNESSES = dict(matching=-1, cosine=-1, rank=1, sync=-1)  # column of an audit -> 1 where high values are suspicious, -1 where low ones are
 VERDICT = dict(rank=1.0, sync=2.0)  # weights of the witnesses
 
 
@@ -149,37 +149,6 @@ def contrast_rank(
     return ((sim > own[:, None]).sum(1) + (sim > own).sum(0)) / (2 * (len(v) - 1)) if len(v) > 1 else np.full(len(v), np.nan)
 
 # %% ../nbs/22c_audit.ipynb #0da89b7b
-@torch.no_grad()
-def matching_margin(
-    model: VAT,
-    loader: DataLoader,  # from `make_loader(..., shuffle=False)`; strangers are other clips of the same batch
-    strangers: int = 8,  # for each clip, fewer where its batch has fewer
-) -> np.ndarray:  # [N] NaN for a clip alone in its batch
-    "Log odds of a clip's own pair by the matching head, less their mean over its face and its voice with strangers'."
-    was_training, device, n = model.training, next(model.parameters()).device, len(loader.dataset.clips)
-    model.eval()
-    own, windows, others, pairs = torch.zeros(4, n)
-    for batch in loader:
-        encoded, ids = model.encode(batch.to(device)), batch.id.cpu()
-        rows = torch.arange(len(ids), device=device)
-
-        def log_odds(voice: torch.Tensor) -> torch.Tensor:
-            logits = model.match(encoded, (rows, voice)).float().cpu()
-            return logits[:, 1] - logits[:, 0]
-        own.index_add_(0, ids, log_odds(rows))
-        windows.index_add_(0, ids, torch.ones(len(ids)))
-        for step in torch.linspace(1, max(len(ids) - 1, 1), strangers).round().long().unique():
-            voice = (rows + step.to(device)) % len(ids)
-            theirs = ids[voice.cpu()]
-            strange = (ids != theirs).float()  # another window of the same clip is no stranger
-            odds = log_odds(voice) * strange
-            for who in (ids, theirs):
-                others.index_add_(0, who, odds)
-                pairs.index_add_(0, who, strange)
-    model.train(was_training)
-    return (own / windows - others / pairs).numpy()
-
-
 def audit_clips(
     model: VAT | Snapshot,  # student or teacher, best as pretraining left it; or what it said of these clips already
     store: Store,
@@ -188,18 +157,13 @@ def audit_clips(
     batch_size: int = 32,
     sync: pd.DataFrame | None = None,  # of `lip_sync`, where it is known already
     loader: Callable[[list[Clip]], DataLoader] | None = None,  # batches as the model reads them; None reads clips
-) -> pd.DataFrame:  # id, split, emotion, speaker, suspicion, matching, margin, cosine, rank, sync, late; the worst first
+) -> pd.DataFrame:  # id, split, emotion, speaker, suspicion, matching, cosine, rank, sync, late; the worst first
     "How well each clip's own voice and face match. Raises ValueError when there are fewer than two clips to compare."
     clips = [c for c in clips if has_both(store, c)]
     if len(clips) < 2: raise ValueError("an audit compares clips with each other: choose two or more that have picture and sound")
-    read = loader or (lambda of: make_loader(store, of, frames=frames, batch_size=batch_size))
-    s = model if isinstance(model, Snapshot) else take_snapshot(model, read(clips))
+    s = model if isinstance(model, Snapshot) else take_snapshot(model, loader(clips) if loader else make_loader(store, clips, frames=frames, batch_size=batch_size))
     table = pd.DataFrame([dict(id=c.id, split=c.split, emotion=c.emotion or "unlabelled", speaker=c.speaker or "unknown") for c in clips])
-    table["matching"], table["margin"], table["cosine"], table["rank"] = s.own, np.nan, (s.v * s.a).sum(1), np.nan
-    if not isinstance(model, Snapshot):
-        # neighbours may be one person, and the order of the clips should change nothing
-        order = sorted(range(len(clips)), key=lambda i: hashlib.sha256(clips[i].id.encode()).digest())
-        table.loc[order, "margin"] = matching_margin(model, read([clips[i] for i in order]))
+    table["matching"], table["cosine"], table["rank"] = s.own, (s.v * s.a).sum(1), np.nan
     for rows in table.groupby("split").indices.values(): table.loc[rows, "rank"] = contrast_rank(s.v[rows], s.a[rows])
     table = table.join(lip_sync(store, clips) if sync is None else sync, on="id")
     table.insert(4, "suspicion", suspicion(table))

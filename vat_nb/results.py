@@ -155,7 +155,7 @@ def values_table(runs: list[dict[str, Any]]) -> str:
 
 
 WITNESS_TITLES = dict(
-    matching="matching head", margin="matching head, against strangers", cosine="cosine of the two vectors", rank="rank among all sounds",
+    matching="matching head", cosine="cosine of the two vectors", rank="rank among all sounds",
     sync="loudness follows the lips", suspicion="verdict",
 )
 
