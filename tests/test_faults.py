@@ -85,8 +85,13 @@ def test_the_whole_road(small_release, tmp_path):
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
-    code, printed, _ = papermill(tmp_path, *given, "lr=0.5")
-    assert code != 0 and "lr: 0.0001 then, 0.5 now" in printed and (out / "checkpoint/finetune.safetensors").exists()
+    from vat_nb.experiment import accelerator_of, finetune, new_model, open_release, split_clips
+    recipe = json.loads((out / "run.json").read_text())["recipe"] | dict(lr=0.5)
+    data = open_release(recipe)
+    split = split_clips(data, recipe)
+    model, kept = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
+    with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"): finetune(model, data, split, recipe, accelerator_of(recipe), kept)
+    assert kept.exists()
 
 
 def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
