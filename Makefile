@@ -50,7 +50,7 @@ test: export PYTHONFAULTHANDLER = 1
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/nbdev-test --n-workers 2 --file-glob '[0-9]*.ipynb' --timing
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations 10 tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 10 tests
 
 # files of up to a gigabyte can be sent to a notebook (predict.ipynb); without the setting ten megabytes end the connection
 lab: setup
