@@ -35,6 +35,18 @@ def write_noise(folder, clips):
     return folder
 
 
+def keep_stream(path, copy, kind):
+    "Copy a clip's picture (video) or its sound (audio) alone, as it is encoded."
+    import av
+    with av.open(str(path)) as old, av.open(str(copy), "w") as new:
+        chosen = next(stream for stream in old.streams if stream.type == kind)
+        added = new.add_stream_from_template(chosen)
+        for packet in old.demux(chosen):
+            if packet.dts is None: continue
+            packet.stream = added
+            new.mux(packet)
+
+
 @pytest.fixture(scope="session")
 def small_release(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."

@@ -2,10 +2,10 @@
 import json
 import shutil
 
-import av
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import keep_stream
 from test_faults import FAST, papermill
 from test_pretrained import names  # noqa: F401
 
@@ -61,12 +61,7 @@ def test_a_release_with_pictures_only(small_release, tmp_path):
         if path.suffix not in (".mp4", ".avi"):
             shutil.copy(path, copy)
             continue
-        with av.open(str(path)) as old, av.open(str(copy), "w") as new:
-            stream = new.add_stream_from_template(old.streams.video[0])
-            for packet in old.demux(video=0):
-                if packet.dts is None: continue
-                packet.stream = stream
-                new.mux(packet)
+        keep_stream(path, copy, "video")
     where = "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}"
     _, _, out = papermill(tmp_path, *where, *FAST, "pretrain_epochs=0", check=True)
     found = json.loads((out / "metrics.json").read_text())

@@ -146,7 +146,7 @@ def values_table(runs: list[dict[str, Any]]) -> str:
     "Recall and matching of runs that differ from the recipe in the one value that their folders are called after."
     of = {r["folder"]: r for r in runs}
     rows = []
-    for value in VALUES:
+    for value in filter(of.get, VALUES):
         recall = next(x for x in of[value]["retrieval"] if x["k"] == 10)
         name = "the recipe" if value == "seed=0" else value.replace("=", " ")
         rows.append([name, *both_ways(recall), *both_witnesses(of[value]["matching"]["another clip's"])])

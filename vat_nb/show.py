@@ -53,13 +53,13 @@ def show_matrix(
     for axis, names, n in ((ax.xaxis, xticks, m.shape[1]), (ax.yaxis, yticks, m.shape[0])):
         shown = range(0, n, 1 if names is not None else math.ceil(n / 12))  # numbers have no room for more
         axis.set_ticks([i + 0.5 for i in shown], [str(i) for i in shown] if names is None else list(names))
-    for (row, column), value in np.ndenumerate(m if fmt is not None else np.empty((0, 0))):
+    for (row, column), value in np.ndenumerate(m) if fmt is not None else ():
         if np.isnan(value): continue
         luminance = np.dot(mesh.cmap(mesh.norm(value))[:3], (0.2126, 0.7152, 0.0722))
         colour = "0.15" if luminance > 0.45 else "white"
         ax.text(column + 0.5, row + 0.5, format(value, fmt), ha="center", va="center", color=colour, fontsize="small")
-    letters = max(len(text.get_text()) for text in ax.get_xticklabels()) * m.shape[1]
-    crowded = xticks is not None and 0.085 * letters > ax.get_window_extent().width / ax.figure.dpi  # inches
+    letters = max((len(str(name)) for name in (() if xticks is None else xticks)), default=0) * m.shape[1]
+    crowded = 0.085 * letters > ax.get_window_extent().width / ax.figure.dpi  # inches
     ax.tick_params(axis="x", rotation=90 if crowded else 0)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
