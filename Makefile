@@ -2,7 +2,7 @@
 # make test    set up, then run every notebook and test
 # make features  compute the features of pretrained encoders alone, as over night or on another machine (make features DATASET=mer23)
 # make layers   which layer of a sound encoder says most about one's own clips (make layers DATASET=features P="-p root FOLDER -p encoders small")
-# make crossval | ablation | semisupervised | sweep   folds and ensembles; what each part is worth; how many labels it takes; which values are best (all resumable)
+# make crossval | ablation | semisupervised | sweep | causes   folds and ensembles; what each part is worth; how many labels it takes; which values are best; why it learns (all resumable)
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
 # make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
 # make lab     JupyterLab on this machine, with a token
@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 # the executed notebook lies beside its results, in the folder that P names (-p out FOLDER), if it names one
 OUT := $(or $(patsubst @%,%,$(filter @%,$(subst -p out ,@,$(P)))),runs/$(DATASET))
 
-.PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep soak alignment audit test lab docs export readme figures clean
+.PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -34,7 +34,7 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess features layers benchmark crossval ablation semisupervised sweep soak alignment audit: setup
+preprocess features layers benchmark crossval ablation semisupervised sweep causes soak alignment audit: setup
 	mkdir -p $(OUT)
 	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
 	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb

@@ -123,6 +123,11 @@ def check_recipe(
         "teacher",
     )
     refuse(
+        r["projection_norm"] and (r["accumulate"] > 1 or r["halve"] or r["processes"] > 1),
+        "projection_norm takes mean and deviation of a batch, and these would be of a part: set accumulate and "
+        "processes to 1 and halve to False, or projection_norm to False",
+    )
+    refuse(
         not r["label_share"],
         "label_share is 0: no label would be used; for training without labels set stage to pretrain",
     )
@@ -390,7 +395,7 @@ def predict_clips(
 COMMON = (
     "dataset", "size", "tubelet", "precision", "against_speaker", "video_encoder", "audio_encoder", "video_layers",
     "audio_layers", "video_grid", "feature_rate", "video_options", "audio_options",
-    "feature_dropout", "dropout", "early_fusion", "linear_probe", "random_negatives", "tune", "layer_decay", "frames",
+    "feature_dropout", "dropout", "early_fusion", "linear_probe", "projection_norm", "pooled", "random_negatives", "tune", "layer_decay", "frames",
     "batch_size", "accumulate", "contrast_keys",
     "temperature", "seed", "valid", "valid_split",
     "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STREAMS', 'MODEL_DEFAULTS', 'SCALE_CLIPS', 'encoder_spec', 'reads_features', 'can_corrupt', 'check_encoders',
            'check_available', 'prepare_features', 'cached_source', 'load_backbone', 'layouts', 'build_loader',
-           'model_config', 'set_scales', 'clip_statistics']
+           'completed', 'model_config', 'set_scales', 'clip_statistics']
 
 # %% ../nbs/19a_inputs.ipynb #e3e598e5
 import json
@@ -204,12 +204,20 @@ def build_loader(
     return feature_loader(dataset, **shared)
 
 # %% ../nbs/19a_inputs.ipynb #ba285d52
-# values that only training minds
+# what models were built with before these could be chosen, and values that only training minds
 MODEL_DEFAULTS = dict(
     temperature=0.07, augment_spectrogram=1.0, tubelet=None, tune="frozen", dropout=None, feature_dropout=0.0,
-    early_fusion=False, linear_probe=False, video_grid=1,
+    video_layers="last", audio_layers="last", feature_rate=None, video_grid=1, video_options={}, audio_options={},
+    early_fusion=False, linear_probe=False, projection_norm=False, cache_features=False,
 )
 SCALE_CLIPS = 2000  # clips that features are measured on, evenly spread
+
+
+def completed(
+    recipe: dict[str, Any],  # of a model or a run that may be older than some of today's choices
+) -> dict[str, Any]:
+    "A recipe with what it was made with before that could be chosen."
+    return MODEL_DEFAULTS | dict(pooled=recipe.get("size") in ("mini", "compact")) | recipe
 
 
 def model_config(
@@ -218,13 +226,13 @@ def model_config(
     layouts: dict[str, FeatureLayout],  # of the features that the model reads, by stream; empty where it reads clips
 ) -> ModelConfig:
     "What the model of a recipe is built with."
-    r = MODEL_DEFAULTS | recipe
+    r = completed(recipe)
     encoders = {s: layouts.get(s) or encoder_spec(r, s) for s in STREAMS}
     return ModelConfig(
         r["size"], r["image"], r["fps"], len(task.classes), len(task.targets), r["temperature"],
         r["augment_spectrogram"], r["tubelet"], **encoders,
         tune=r["tune"], dropout=r["dropout"], feature_dropout=r["feature_dropout"], early_fusion=r["early_fusion"],
-        linear_probe=r["linear_probe"],
+        linear_probe=r["linear_probe"], projection_norm=r["projection_norm"], pooled=r["pooled"],
     )
 
 

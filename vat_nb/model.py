@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TEMPERATURES', 'SIZES', 'Read', 'Fusion', 'Scores', 'Head', 'Encoded', 'Output', 'feature_encoder',
-           'encoder_features', 'VAT', 'ModelConfig', 'build_vat']
+           'encoder_features', 'BatchStandard', 'projection', 'VAT', 'ModelConfig', 'build_vat']
 
 # %% ../nbs/11_model.ipynb #c1ae2b1c
 import math
@@ -143,6 +143,28 @@ def encoder_features(
     return encoder.read(x, mask) if isinstance(encoder, PretrainedEncoder) else (x, mask)
 
 
+class BatchStandard(nn.BatchNorm1d):
+    "Batch normalisation without gain and shift (Ioffe and Szegedy 2015); a batch of one clip takes the running values."
+
+    def __init__(self, dim: int):
+        super().__init__(dim, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, D]
+        return F.batch_norm(
+            at_least_fp32(x), self.running_mean, self.running_var, training=self.training and len(x) > 1,
+            momentum=self.momentum,
+        )
+
+
+def projection(
+    dim: int, project: int,  # widths before and behind
+    norm: bool,  # normalise over the batch first, as the heads of SimCLR and MoCo v3 do
+) -> nn.Module:  # [B, dim] -> [B, project]
+    "The map from [CLS] into the contrast space."
+    linear = nn.Linear(dim, project)
+    return nn.Sequential(BatchStandard(dim), linear) if norm else linear
+
+
 class VAT(nn.Module):
     "The video-audio transformer (Ding et al. 2023)."
 
@@ -158,13 +180,15 @@ class VAT(nn.Module):
         dropout: float = 0.0,
         early_fusion: bool = False,  # the fused heads also see both [CLS] and where they agree, see `join`
         linear_probe: bool = False,  # each head adds what a linear map makes of mean and deviation of the features
+        projection_norm: bool = False,  # batch normalisation before the projections into the contrast space
     ):
         super().__init__()
         if early_fusion and video.dim != audio.dim:
             raise ValueError(f"early fusion needs encoders of one width, and these have {video.dim} and {audio.dim}")
+        self.project = project
         self.early_fusion, joint = early_fusion, audio.dim * (4 if early_fusion else 1)
         self.video, self.audio, self.fusion = video, audio, fusion
-        self.project_v, self.project_a = nn.Linear(video.dim, project), nn.Linear(audio.dim, project)
+        self.project_v, self.project_a = (projection(e.dim, project, projection_norm) for e in (video, audio))
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.match_head = nn.Linear(audio.dim, 2)
         if early_fusion:
@@ -261,8 +285,8 @@ class VAT(nn.Module):
 # %% ../nbs/11_model.ipynb #8b80eb44
 SIZES = dict(
     mini=dict(
-        dim=96, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
-        mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.1, masking=(12, 24), pooled=True,
+        dim=96, heads=4, layers=(1, 1, 1), patch=16, tubelet=2, stem=((24, 4, 4), (48, 3, 2), (96, 3, 2)),
+        mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 24), pooled=True,
     ),
     compact=dict(
         dim=128, heads=4, layers=(1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
@@ -270,11 +294,11 @@ SIZES = dict(
     ),
     tiny=dict(
         dim=96, heads=4, layers=(3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)),
-        mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=False,
+        mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=True,
     ),
     small=dict(
         dim=256, heads=4, layers=(6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)),
-        mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=False,
+        mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=True,
     ),
     base=dict(
         dim=768, heads=12, layers=(12, 6, 6), patch=16, tubelet=2, stem=(),
@@ -301,13 +325,17 @@ class ModelConfig:
     feature_dropout: float = 0.0  # of the features of pretrained encoders
     early_fusion: bool = False  # see `VAT`
     linear_probe: bool = False  # see `VAT`
+    projection_norm: bool = False  # see `VAT`
+    pooled: bool | None = None  # [CLS] of encoders from scratch begins with the mean of all tokens; None takes the size's own
 
 
 def build_vat(config: ModelConfig) -> VAT:
     "A VAT with fresh weights, or with pretrained encoders under fresh ones."
     s: dict[str, Any] = SIZES[config.size]
     dropout = s["dropout"] if config.dropout is None else config.dropout
-    shared, own = dict(dim=s["dim"], heads=s["heads"], dropout=dropout), dict(pooled=s["pooled"])
+    shared, own = dict(dim=s["dim"], heads=s["heads"], dropout=dropout), dict(
+        pooled=s["pooled"] if config.pooled is None else config.pooled
+    )
     def encoder(chosen: EncoderSpec | FeatureLayout | None) -> PretrainedEncoder | FeatureEncoder | None:
         if isinstance(chosen, FeatureLayout):
             return FeatureEncoder(chosen, layers=1, feature_dropout=config.feature_dropout, **shared)
@@ -326,6 +354,6 @@ def build_vat(config: ModelConfig) -> VAT:
     )
     fusion = Fusion(layers=s["layers"][2], context=s["dim"], **shared)
     model = VAT(video, audio, fusion, config.classes, config.targets, s["project"], config.temperature, dropout,
-                config.early_fusion, config.linear_probe)
+                config.early_fusion, config.linear_probe, config.projection_norm)
     if config.linear_probe: begin_as_identity(model)  # what is known at the start should not drown in noise
     return model

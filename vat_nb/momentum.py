@@ -30,6 +30,8 @@ def update_teacher(
     own = lambda p: p.to_local() if isinstance(p, DTensor) else p  # where weights are spread over processes, each moves its part
     slow, fast = zip(*((own(t), own(p)) for t, p in zip(teacher.parameters(), student.parameters()) if t is not p))  # a frozen backbone is shared
     torch._foreach_lerp_(slow, fast, 1 - momentum)
+    for t, b in zip(teacher.buffers(), student.buffers()):
+        if t is not b: t.copy_(b)  # running values of batch normalisation, which are averages already
 
 # %% ../nbs/14_momentum.ipynb #879c6822
 def alpha_at(

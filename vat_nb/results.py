@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HEADS_AVERAGED', 'WITNESS_TITLES', 'JAVASED', 'FOLDS', 'BOTH', 'LRWAR', 'VALUES', 'STUDIES', 'MARKED', 'provenance',
            'average_heads', 'pack_answers', 'unpack_answers', 'answer_scores', 'Study', 'interval_text', 'table',
-           'folds_table', 'both_ways', 'both_witnesses', 'alignment_table', 'values_table', 'audit_table',
-           'ladder_table', 'difference_text', 'shares_table', 'layers_table', 'costs_table', 'pairs_table', 'encoders',
-           'collect', 'render', 'study_text', 'fill', 'fill_file', 'main']
+           'folds_table', 'both_ways', 'both_witnesses', 'alignment_table', 'demo_table', 'causes_table',
+           'values_table', 'audit_table', 'ladder_table', 'difference_text', 'shares_table', 'layers_table',
+           'costs_table', 'pairs_table', 'encoders', 'collect', 'render', 'study_text', 'fill', 'fill_file', 'main']
 
 # %% ../nbs/24_results.ipynb #ca19605b
 import datetime, importlib.metadata, json, platform, re
@@ -140,6 +140,47 @@ def alignment_table(runs: list[dict[str, Any]]) -> str:
     size = f"{r['held_out']} held-out clips; pretraining took {r['pretrain_seconds'] / 60:.1f} minutes."
     return "\n\n".join([table(["recall at", "chance", "video to audio", "audio to video"], recall),
                         table(["wrong voice", "clips", "matching head", "cosine"], wrong), size])
+
+
+def demo_table(runs: list[dict[str, Any]]) -> str:
+    "Scores of every split, what pretraining found, and how holes in the sound were filled."
+    r = runs[0]
+    scored = [[s, str(x["clips"]), *(interval_text(v) for v in x["intervals"].values())] for s, x in r["splits"].items()]
+    names = ["split", "clips", *next(iter(r["splits"].values()))["intervals"]]
+    blocks = [
+        [x["pairs"], f"{x['number']:.0f}", f"{x['cosine']:.2f}",
+         "" if np.isnan(x["area"]) else interval_text([x["area"], x["low"], x["high"]])]
+        for x in r["blocks"]
+    ]
+    holes = [
+        [x["filled with"], f"{x['error']:.3f}",
+         "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"]
+        for x in r["masked"]
+    ]
+    return "\n\n".join([
+        table(names, scored), alignment_table(runs),
+        table(["pairs that share", "number", "mean cosine", "own pairs told from them"], blocks),
+        table(["holes of the sound filled with", "squared error", "more than with its own picture"], holes),
+    ])
+
+
+def causes_table(runs: list[dict[str, Any]]) -> str:
+    "What each cause costs that is put back, and where fine-tuning starts."
+    r = runs[0]
+    def gain(row: dict[str, Any], measure: str) -> str:
+        value = row["gain"][measure]
+        return "" if np.isnan(value[1]) else f"{value[0]:+.2f} ({value[1]:+.2f} to {value[2]:+.2f})"
+    rows = [
+        [x["row"], f"{x['video->audio']:.2f}, {x['audio->video']:.2f}", gain(x, "video->audio"), f"{x['matching']:.2f}",
+         gain(x, "matching")]
+        for x in r["rows"]
+    ]
+    names = ["", "recall at 5, both ways", "lost, video to audio", "matching head", "lost"]
+    starts = [[f"{x['share']:.0%}", x["start"], *(f"{x[h]:.2f}" for h in HEADS)] for x in r["starts"]]
+    return "\n\n".join([
+        table(names, rows), table(["labels", "fine-tuning starts", *HEADS], starts),
+        f"{r['clips']} clips of people who are in no split, {len(r['seeds'])} seeds.",
+    ])
 
 
 def values_table(runs: list[dict[str, Any]]) -> str:
@@ -281,6 +322,11 @@ LRWAR = f"-p root LRWAR {encoders(0.8)} -p audio_layers 1"
 VALUES = ("seed=0", "random_negatives=0.0", "random_negatives=1.0", "contrast_keys=teacher", "early_fusion=False",
           "feature_dropout=0.0", "alpha=0.4")
 STUDIES = (
+    Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
+    Study("demo_causes", "The demo: why it learns", "make causes", "runs/demo/causes.json", causes_table),
+    Study("demo_ladder", "The demo, part by part", "make ablation", "runs/demo/ablation.json", ladder_table),
+    Study("demo_shares", "The demo, by share of labels", "make semisupervised", "runs/demo/semisupervised.json", shares_table),
+    Study("demo_audit", "The demo, the audit", "make audit", "runs/demo/audit/audit.json", audit_table),
     Study("javased", "Java-SED, one actor left out",
           f'make crossval DATASET=features P="{JAVASED} {FOLDS} -p out runs/javased"',
           "runs/javased/crossval/crossval.json", folds_table),

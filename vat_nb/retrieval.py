@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PairScores', 'paired_batches', 'score_pairs', 'random_partners', 'same_person_partners', 'cluster_people',
-           'TimeShift', 'area_interval', 'people_of', 'matching_table', 'recall_table']
+           'TimeShift', 'area_interval', 'people_of', 'matching_table', 'recall_table', 'pair_table']
 
 # %% ../nbs/21b_retrieval.ipynb #40fdfb64
 from collections.abc import Iterator, Sequence
@@ -185,3 +185,30 @@ def recall_table(
             row |= {name: hit.mean(), f"{name} low": low, f"{name} high": high}
         rows.append(row)
     return pd.DataFrame(rows)
+
+# %% ../nbs/21b_retrieval.ipynb #f4dcaa37
+def pair_table(
+    v: np.ndarray, a: np.ndarray,  # [N, P] unit vectors of video and audio
+    people: Sequence[Any],  # [N] who it is
+    emotions: Sequence[Any],  # [N]
+) -> pd.DataFrame:  # pairs (of which kind), number, cosine, area (own pairs above these), low, high
+    "Mean cosine of pairs that share person, emotion, both or neither, and how well own pairs are told from them."
+    cosines, own = v @ a.T, np.eye(len(v), dtype=bool)
+    person, emotion = (np.equal.outer(np.asarray(x), np.asarray(x)) & ~own for x in (people, emotions))
+    kinds = {
+        "the clip's own": own,
+        "same person, same emotion": person & emotion,
+        "same person, another emotion": person & ~emotion,
+        "another person, same emotion": ~person & emotion & ~own,
+        "another person, another emotion": ~person & ~emotion & ~own,
+    }
+    rows = []
+    for name, among in kinds.items():
+        def area(clips):
+            wrong = cosines[clips][among[clips]]
+            y = np.repeat([True, False], [len(clips), len(wrong)])
+            return area_under_curve(y, np.concatenate([np.diag(cosines)[clips], wrong]))
+        told = (np.nan,) * 3
+        if among.any() and name != "the clip's own": told = area(np.arange(len(v))), *interval(area, len(v), draws=200)
+        rows.append((name, among.sum(), cosines[among].mean() if among.any() else np.nan, *told))
+    return pd.DataFrame(rows, columns=["pairs", "number", "cosine", "area", "low", "high"])

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['SAME', 'READERS', 'MOVE', 'RAW', 'ROLLOUT', 'GRADIENT', 'TOLD', 'weights_kept', 'Look', 'token_times', 'look', 'raw',
-           'averaged', 'roll', 'rollout', 'answers', 'by_gradient', 'Heat', 'lay_out', 'Piece', 'starts_of',
-           'read_piece', 'at_slots', 'show_strip', 'heat_on', 'moment_of', 'new_panel', 'show_piece', 'wipe',
-           'tell_unit', 'show_scale', 'ends_of', 'show_share', 'show_table', 'show_heat', 'show_attention',
-           'with_averages', 'show_head_maps', 'head_maps', 'write_film', 'time_axis', 'png_bytes', 'Stage', 'film_html',
-           'cursor_html', 'face_html', 'weigh', 'told', 'AttentionPanel']
+           'averaged', 'roll', 'rollout', 'answers', 'by_gradient', 'Heat', 'lay_out', 'cells_inside',
+           'attention_inside', 'Piece', 'starts_of', 'read_piece', 'at_slots', 'show_strip', 'heat_on', 'moment_of',
+           'new_panel', 'show_piece', 'wipe', 'tell_unit', 'show_scale', 'ends_of', 'show_share', 'show_table',
+           'show_heat', 'show_attention', 'with_averages', 'show_head_maps', 'head_maps', 'write_film', 'time_axis',
+           'png_bytes', 'Stage', 'film_html', 'cursor_html', 'face_html', 'weigh', 'told', 'AttentionPanel']
 
 # %% ../nbs/20c_saliency.ipynb #fcc9b69c
 import base64, html, io, tempfile, uuid
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
-import ipywidgets, matplotlib.pyplot as plt, numpy as np, soundfile, torch
+import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, soundfile, torch
 from fastcore.basics import patch
 import torch.nn.functional as F
 from einops import rearrange
@@ -42,7 +42,6 @@ from .model import VAT
 from .preprocess import Store
 from .releases import Task
 from .show import MATRIX, error_line, save_figure, show_logmel, show_wave
-from .synth import CODECS
 
 # %% ../nbs/20c_saliency.ipynb #5a183e2c
 @contextmanager
@@ -194,6 +193,35 @@ def lay_out(
     time = rearrange(w[1:, 1:], "(t b) (m p) -> t b m p", b=look.bands, p=look.grid ** 2).mean(1).sum(-1)
     whole = w[reader].mean(0)
     return Heat(time, rearrange(whole[1:], "(m h w) -> m h w", h=look.grid, w=look.grid), float(whole[0]))
+
+# %% ../nbs/20c_saliency.ipynb #80f7ab1e
+def cells_inside(
+    boxes: np.ndarray,  # [T, 4] left, top, right, bottom of each frame, in shares of the picture
+    grid: int,  # places per side
+    frames: int,  # of a moment
+) -> np.ndarray:  # [M, G, G] share of each place that is inside
+    "How much of each place a box covers, in the mean of a moment's frames."
+    edges = np.arange(grid + 1) / grid
+    def along(low, high): return np.clip(np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1]), 0, None) * grid
+    left, top, right, bottom = boxes.T
+    inside = along(top, bottom)[:, :, None] * along(left, right)[:, None]
+    starts = range(0, len(inside), frames)
+    return np.stack([inside[s:s + frames].mean(0) for s in starts])
+
+
+def attention_inside(
+    look: Look,
+    inside: np.ndarray,  # [M, G, G] from `cells_inside`
+    spoken: np.ndarray | None = None,  # [T] bool, the moments of the sound that ask; None takes all
+) -> pd.DataFrame:  # layer, head, share (of the attention to places), area, ratio
+    "How much of each head's attention falls inside, and how much of the picture that is."
+    weights = raw(look)[:, :, 1:, 1:]
+    asking = np.ones(weights.shape[2], bool) if spoken is None else np.repeat(spoken, look.bands)
+    if not asking.any(): raise ValueError("nobody speaks here: there is no moment of the sound that could look")
+    to = weights[:, :, torch.from_numpy(asking)].mean(2).cpu().numpy()
+    share, area = (to * inside.ravel()).sum(-1) / to.sum(-1), inside.mean()
+    rows = [(layer, head, share[layer, head], area, share[layer, head] / area) for layer, head in np.ndindex(share.shape)]
+    return pd.DataFrame(rows, columns=["layer", "head", "share", "area", "ratio"])
 
 # %% ../nbs/20c_saliency.ipynb #53851967
 class Piece(NamedTuple):
@@ -480,7 +508,11 @@ def write_film(
     with tempfile.TemporaryDirectory() as folder:
         sound = Path(folder, "sound.wav")
         soundfile.write(sound, wave, SAMPLE_RATE)
-        ffmpeg_write_video(ImageSequenceClip(large, fps=fps), str(path), fps, audiofile=str(sound) if len(wave) else None, threads=1, logger=None, **CODECS[".mp4"])
+        ffmpeg_write_video(
+            ImageSequenceClip(large, fps=fps), str(path), fps, codec="libx264", audio_codec="aac", preset="ultrafast",
+            audiofile=str(sound) if len(wave) else None, threads=1, logger=None,
+            ffmpeg_params=["-crf", "20", "-pix_fmt", "yuv420p"],
+        )
     return path
 
 # %% ../nbs/20c_saliency.ipynb #c13e3b2c

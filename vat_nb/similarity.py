@@ -27,13 +27,12 @@ from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 from .core import Clip, Tokens
 from .explore import COLOUR_RANGE
-from .inputs import MODEL_DEFAULTS, build_loader, reads_features
+from .inputs import build_loader, completed, reads_features
 from .media import SAMPLE_RATE, decode_jpegs
 from .metrics import recall_at
 from .model import VAT, Encoded
 from .preprocess import Store
 from .show import MATRIX, PALETTE, Controls, new_axes, show_frames, show_wave
-from .recognizer import ADDED
 from .snapshots import Run, Snapshot, choose_clips, run_model, take_snapshot
 from .speaker import against_speakers
 from .training import load_tensors, save_tensors
@@ -351,7 +350,7 @@ class Looks:
     ):
         self.run, self.most, self.device, self.known = run, most, device, {}
         self.store = run.store
-        pixels = run.recipe["against_speaker"] and not reads_features(MODEL_DEFAULTS | ADDED | run.recipe)
+        pixels = run.recipe["against_speaker"] and not reads_features(completed(run.recipe))
         if pixels and not run.store.change: self.store = run.store._replace(change=against_speakers(run.store, run.store.usable()))
         whole = run.store.path.resolve() != (run.folder / "clips").resolve()
         self.parts = [KEPT, *(sorted({c.split for c in run.store.clips}) if whole else ())]
@@ -415,7 +414,7 @@ def _kept(self: Looks, key: tuple, make: Callable) -> dict[str, torch.Tensor]:
     try: saved = load_tensors(file) if file.is_file() else ({}, None)
     except ValueError: saved = {}, None  # damaged: made anew
     if saved[1] == about: return self.known.setdefault(key, saved[0])
-    found = make(run_model(self.run, stage, who, self.device), lambda of: build_loader(self.store, of, MODEL_DEFAULTS | ADDED | dict(seed=0) | r | dict(workers=0)))
+    found = make(run_model(self.run, stage, who, self.device), lambda of: build_loader(self.store, of, dict(seed=0) | completed(r) | dict(workers=0)))
     try: save_tensors(file, found, about)
     except OSError: pass  # a folder that cannot be written to: remembered for this session only
     return self.known.setdefault(key, found)

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, load_weights, save_tensors
 from .core import Clip, find_settings, read_json, write_atomically
 from .experiment import has_both, loader_of
-from .inputs import MODEL_DEFAULTS, layouts, model_config
+from .inputs import completed, layouts, model_config
 from .model import VAT, build_vat
 from .preprocess import Store, append_rows, open_store, write_clips
-from .recognizer import ADDED, Recognizer, check_building
+from .recognizer import Recognizer, check_building
 from .releases import Task
 from .training import Finetune, Pretrain
 
@@ -72,7 +72,7 @@ def take_snapshot(
     "Look at clips; the model is left in the mode it was in."
     was_training, device, n = model.training, next(model.parameters()).device, len(loader.dataset.clips)
     model.eval()
-    v, a, own, seen = torch.zeros(n, model.project_v.out_features), torch.zeros(n, model.project_a.out_features), torch.zeros(n), torch.zeros(n)
+    v, a, own, seen = torch.zeros(n, model.project), torch.zeros(n, model.project), torch.zeros(n), torch.zeros(n)
     for batch in loader:
         encoded, rows = model.encode(batch.to(device)), torch.arange(len(batch.id), device=device)
         for total, found in ((v, encoded.v), (a, encoded.a), (own, model.match(encoded, (rows, rows)).softmax(1)[:, 1]), (seen, torch.ones(len(rows)))):
@@ -184,12 +184,12 @@ def run_model(
     if (stage, who) == ("finetune", "student"):
         if not (folder / "model.safetensors").is_file(): raise ValueError(f"{folder} holds no finished model: train to the end, or look at the stage 'pretrain'")
         return Recognizer.from_pretrained(str(folder), device=device).model
-    path, r = folder / f"{stage}.safetensors", ADDED | run.recipe
+    path, r = folder / f"{stage}.safetensors", completed(run.recipe)
     if not path.is_file(): raise ValueError(f"{folder} holds no {stage}.safetensors: this run had no such stage, or the file was left behind")
     prefix = f"objective.{who}."
     try:
         with safe_open(path, "pt") as f: tensors = {k.removeprefix(prefix): f.get_tensor(k) for k in f.keys() if k.startswith(prefix)}
     except SafetensorError as e: raise ValueError(f"{path} is no checkpoint of vat_nb ({e})") from None
-    model = build_vat(model_config(MODEL_DEFAULTS | r, run.task, layouts(run.store, r)))
+    model = build_vat(model_config(r, run.task, layouts(run.store, r)))
     load_weights(model, tensors, path)
     return model.eval().to(device)

@@ -99,7 +99,7 @@ class Pretrain(nn.Module):
         if not any(goals[:3]): raise ValueError("pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set pretrain_epochs to 0")
         if goals.masked and not hasattr(student, "mask_head"): raise ValueError("this audio encoder has no spectrogram patches to hide: set weight_masked to 0")
         self.student, self.teacher = student, make_teacher(student)
-        self.queue, self.goals, self.augment, self.keys = Queue(queue, student.project_v.out_features), goals, augment, keys
+        self.queue, self.goals, self.augment, self.keys = Queue(queue, student.project), goals, augment, keys
         self.progress = 1.0  # share of the run that is done, set by the loop before each step
 
     def choose(self, batch: Batch) -> Batch:
