@@ -39,7 +39,7 @@ def test_ablation_trains_each_row_once(where, tmp_path):
     settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3")
     _, _, out = papermill(tmp_path, *settings, name="ablation", check=True)
     found = json.loads((out / "ablation.json").read_text())
-    ladder = ["none", "+ contrast (VAC)", "+ matching (VAM)", "+ distillation", "+ masked audio", "+ blend", "+ augmentation", "+ pseudo-labels", "all, learned weights", "all, modality dropout"]
+    ladder = ["none", "+ contrast (VAC)", "+ matching (VAM)", "+ distillation", "+ masked audio", "+ blend", "+ augmentation", "+ pseudo-labels", "all, learned weights", "all, modality dropout", "the recipe"]
     assert [r["row"] for r in found["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
     assert len(list((out / "ablation").glob("* clean.safetensors"))) == 2 * len(ladder)
     assert len(list((out / "ablation").glob("pretraining *"))) == 2 * 5, "rows that differ in fine-tuning alone share a pretraining"
@@ -53,7 +53,7 @@ def test_ablation_trains_each_row_once(where, tmp_path):
 def test_label_sweep(where, tmp_path):
     _, _, out = papermill(tmp_path, *where, *FAST, "epochs=1", "seeds=1", "shares=[0.5, 1.0]", "pseudo_threshold=0.3", name="semisupervised", check=True)
     table = pd.read_csv(out / "semisupervised.csv")
-    assert len(table) == 8 and set(table["share"]) == {0.5, 1.0} and table["variant"].nunique() == 4
+    assert len(table) == 10 and set(table["share"]) == {0.5, 1.0} and table["variant"].nunique() == 5
     assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all() and (out / "figures/semisupervised.png").exists()
 
 

@@ -31,7 +31,7 @@ def test_links_of_the_readme_lead_somewhere():
 
 
 def test_notebooks_that_people_run_take_parameters_and_export_nothing():
-    for name in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "predict", "alignment", "attention", "audit", "layers", "features"):
+    for name in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "predict", "alignment", "attention", "audit", "layers", "features", "causes"):
         cells = json.loads((PROJECT / "nbs" / f"{name}.ipynb").read_text())["cells"]
         tagged = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
         assert len(tagged) == 1 and "dataset = " in "".join(tagged[0]["source"])

@@ -134,7 +134,9 @@ class LogMel(nn.Module):
     ):
         super().__init__()
         self.mean, self.std = mean, std
-        self.mel = MelSpectrogram(SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, f_min=20, n_mels=mels, pad_mode="constant")
+        self.mel = MelSpectrogram(
+            SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, f_min=20, n_mels=mels, pad_mode="constant", power=None
+        )
 
     def forward(
         self,
@@ -144,7 +146,9 @@ class LogMel(nn.Module):
         audio = audio.to(self.mel.mel_scale.fb.dtype) / (32768 if audio.dtype == torch.int16 else 1)
         audio, amask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (torch.where(amask, audio, 0), amask))
         mask = amask[:, ::HOP]
-        with torch.autocast(audio.device.type, enabled=False): mel = (self.mel(audio)[..., :mask.shape[1]] + 1e-6).log()  # bf16 cannot hold quiet sounds
+        with torch.autocast(audio.device.type, enabled=False):  # bf16 cannot hold quiet sounds
+            waves = torch.view_as_real(self.mel.spectrogram(audio)[..., :mask.shape[1]])
+            mel = (self.mel.mel_scale(waves.square().sum(-1)) + 1e-6).log()  # no root that would be squared again
         return torch.where(mask[:, None], (mel - self.mean) / self.std, 0), mask
 
 # %% ../nbs/10_encoders.ipynb #92c725a1

@@ -58,9 +58,11 @@ def alignment_order(
     task: Task,
     most: int = 120,  # clips drawn
 ) -> list[int]:
-    "Rows in the order of their classes, evenly thinned out; unlabelled ones last."
+    "Rows in the order of their classes, and of what varies most in the picture; thinned out, unlabelled ones last."
     y, _ = truth(predictions.clips, task)
-    order = sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], predictions.clips[i].id))
+    v = np.nan_to_num(predictions.v - predictions.v.mean(0))
+    place = (v @ np.linalg.svd(v, full_matrices=False)[2][0]).round(6) if len(y) > 1 else np.zeros(len(y))
+    order = sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], place[i], predictions.clips[i].id))
     return [order[i] for i in np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))]
 
 # %% ../nbs/20_explore.ipynb #c048fbbc

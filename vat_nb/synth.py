@@ -23,7 +23,7 @@ from .corrupt import corrupt
 from .releases import CHEAVD2, MER23
 
 # %% ../nbs/06_synth.ipynb #7ba11bfd
-RATE, FPS, SIDE = 16000, 10, 96  # Hz of the voice, frames per second, pixels
+RATE, FPS, SIDE = 16000, 10, 80  # Hz of the voice, frames per second, pixels
 VOWELS = dict(a=(730, 1090, 2440), e=(530, 1840, 2480), i=(270, 2290, 3010), o=(570, 840, 2410), u=(300, 870, 2240))  # first formants in Hz (Peterson and Barney 1952)
 LIPS = dict(a=(1.0, 0.1), e=(0.65, 0.5), i=(0.4, 0.9), o=(0.75, -0.7), u=(0.4, -1.0))  # vowel -> how far the lips open, how wide they are
 

@@ -335,13 +335,13 @@ class LiveCurves:
         return show_progress(history, self.title)["losses"].figure.figure
 
     def update(self, history: list[dict[str, float]], epochs: int) -> None:
-        "Show one more epoch; drawing takes a tenth of the time at most, and epochs that end meanwhile wait for the next picture."
+        "Show one more epoch; drawing takes a twentieth of the time at most, and epochs that end meanwhile wait for the next picture."
         self.words.value, now = progress_line(history, epochs), time.monotonic()
         if now < self.again: return
         fig, png = self.draw(history), io.BytesIO()
         fig.savefig(png, dpi=100)
         plt.close(fig)
-        self.picture.value, self.again = png.getvalue(), now + 10 * (time.monotonic() - now)
+        self.picture.value, self.again = png.getvalue(), now + 20 * (time.monotonic() - now)
 
     def close(self, history: list[dict[str, float]]) -> None:
         "Leave a plain figure behind."
