@@ -1,11 +1,10 @@
 "Pictures of these pages that no notebook draws: what an alignment matrix can look like. `make figures` calls this file."
-from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 from vat_nb.core import Clip
-from vat_nb.explore import show_alignment
+from vat_nb.explore import show_alignment, show_people
 from vat_nb.inference import Predictions, predict
 from vat_nb.loading import make_loader
 from vat_nb.metrics import recall_at
@@ -71,12 +70,10 @@ def show_by_person(run, store):  # a run of the demo, its store
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
     p, who = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16)), {plan.name: plan.person for plan in plan_demo()}
-    people = sorted({who[c.id] for c in p.clips})
-    of_person = p._replace(clips=[replace(c, emotion=f"person {people.index(who[c.id]) + 1}", targets=()) for c in p.clips])
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    for q, task, name, ax in ((p, data.task, "by emotion", axs[0]), (of_person, Task(tuple(f"person {i + 1}" for i in range(len(people)))), "the same clips by person", axs[1])):
-        share = explained(q.v @ q.a.T, [c.emotion for c in q.clips])
-        show_alignment(q, task, f"{name}: blocks explain {share:.0%}", ax=ax)
+    share = {name: explained(p.v @ p.a.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", [who[c.id] for c in p.clips]))}
+    show_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
+    show_people(p, [who[c.id] for c in p.clips], f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
     return axs
 
 

@@ -7,7 +7,8 @@ __all__ = ['RATE', 'FPS', 'SIDE', 'VOWELS', 'LIPS', 'MANNERS', 'VALENCE', 'WALL'
            'SELDOM', 'DEMOS', 'CODECS', 'INTENSITIES', 'CHINESE', 'LABELS', 'Script', 'write_script', 'lips', 'Manner',
            'at_strength', 'Identity', 'make_identity', 'formant_gain', 'pitch_curve', 'speak', 'Canvas', 'shade',
            'draw_head', 'draw_eyes', 'draw_mouth', 'Film', 'film', 'show_cast', 'Plan', 'ceiling', 'Layout',
-           'plan_demo', 'act', 'make_clip', 'Codecs', 'write_clip', 'render', 'write_demo', 'people_seen']
+           'plan_demo', 'Acted', 'act', 'make_clip', 'Codecs', 'write_clip', 'render', 'write_demo', 'people_seen',
+           'acted_clip']
 
 # %% ../nbs/06_synth.ipynb #9d3b7368
 from collections.abc import Iterable
@@ -446,22 +447,30 @@ def plan_demo(
     return plans
 
 # %% ../nbs/06_synth.ipynb #7448c5a4
+class Acted(NamedTuple):
+    "A clip before noise."
+    film: Film
+    wave: np.ndarray  # [S] float32 at 16 kHz
+    script: Script  # what is said when
+    rng: np.random.Generator  # for what is drawn after it
+
+
 def act(
     plan: Plan,
-) -> tuple[Film, np.ndarray, np.random.Generator]:  # film, voice [S] float32 at 16 kHz, what was not drawn yet
-    "Film and voice of one clip before noise; the same plan gives the same clip."
+) -> Acted:
+    "Film and voice of one clip; the same plan gives the same clip."
     rng = np.random.default_rng([plan.person, int(plan.name.split("_")[-1])])
     seen, heard = (make_identity(np.random.default_rng(seed)) for seed in (plan.person, plan.voice))
     face, voice = (at_strength(plan.emotion, 0 if plan.hidden == m else plan.strength) for m in ("face", "voice"))
     script = write_script(rng, voice.rate, rng.uniform(1.6, 1.9))
-    return film(script, seen, face, rng), speak(script, heard, voice, rng), rng
+    return Acted(film(script, seen, face, rng), speak(script, heard, voice, rng), script, rng)
 
 
 def make_clip(
     plan: Plan,
 ) -> tuple[np.ndarray, np.ndarray]:  # [T, SIDE, SIDE, 3] uint8, [S] float32 at 16 kHz
     "One clip as its file will have it."
-    (frames, _), wave, rng = act(plan)
+    (frames, _), wave, _, rng = act(plan)
     if not plan.noisy: return frames, wave
     others = [speak(write_script(rng, 4, 2), make_identity(rng), MANNERS["neutral"], rng) for _ in range(2)]
     return corrupt(frames, wave, others[0] + others[1], rng)[:2]
@@ -572,3 +581,12 @@ def people_seen(
     "Who is seen in each clip of a demo."
     truth = pd.read_json(Path(root, "truth.json")).set_index("name")["person"]
     return [int(truth[Path(c.path).stem]) for c in clips]
+
+
+def acted_clip(
+    root: str | Path,  # of a demo
+    clip: Clip,
+) -> Acted:
+    "A clip of a demo as it was acted: where its mouth is, and when it speaks."
+    truth = pd.read_json(Path(root, "truth.json")).set_index("name").loc[Path(clip.path).stem]
+    return act(Plan(Path(clip.path).stem, **{k: truth[k] for k in Plan._fields[1:]}))
