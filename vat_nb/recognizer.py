@@ -49,7 +49,7 @@ def check_building(
 ) -> dict[str, Any]:  # what BUILDING names
     "Stop before a model is built with values that cannot be. Raises ValueError."
     try: found = check_parameters({k: completed(recipe)[k] for k in BUILDING}, BUILDING, f"{where}: ")
-    except (KeyError, TypeError) as e:
+    except (KeyError, TypeError, AttributeError) as e:
         raise ValueError(f"{where} does not say how its model is built ({e}): take another copy") from None
     for name, most in LARGEST.items():
         if not 0 < (found[name] or 0) <= most:

@@ -145,7 +145,9 @@ def alignment_table(runs: list[dict[str, Any]]) -> str:
 def demo_table(runs: list[dict[str, Any]]) -> str:
     "Scores of every split, what pretraining found, and how holes in the sound were filled."
     r = runs[0]
-    scored = [[s, str(x["clips"]), *(interval_text(v) for v in x["intervals"].values())] for s, x in r["splits"].items()]
+    scored = [
+        [s, str(x["clips"]), *(interval_text(v) for v in x["intervals"].values())] for s, x in r["splits"].items()
+    ]
     names = ["split", "clips", *next(iter(r["splits"].values()))["intervals"]]
     blocks = [
         [x["pairs"], f"{x['number']:.0f}", f"{x['cosine']:.2f}",
@@ -324,11 +326,13 @@ VALUES = ("seed=0", "random_negatives=0.0", "random_negatives=1.0", "contrast_ke
 STUDIES = (
     Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
     Study("demo_causes", "The demo: why it learns", "make causes", "runs/demo/causes.json", causes_table),
-    Study("demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 7"', "runs/demo/ablation.json", ladder_table),
+    Study("demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 7"',
+          "runs/demo/ablation.json", ladder_table),
     Study("demo_shares", "The demo, by share of labels",
           'make semisupervised P="-p pretrain_epochs 7 -p seeds 5 -p shares [0.1,0.25,1.0]"',
           "runs/demo/semisupervised.json", shares_table),
-    Study("demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 8"', "runs/demo/audit/audit.json", audit_table),
+    Study("demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 8"',
+          "runs/demo/audit/audit.json", audit_table),
     Study("javased", "Java-SED, one actor left out",
           f'make crossval DATASET=features P="{JAVASED} {FOLDS} -p out runs/javased"',
           "runs/javased/crossval/crossval.json", folds_table),
@@ -360,7 +364,10 @@ STUDIES = (
           "runs/costs/benchmark.json", costs_table),
     Study("pairs", "What the named pairs of encoders cost",
           'make benchmark P="-p parts pairs -p out runs/pairs"', "runs/pairs/benchmark.json", pairs_table))
-MARKED = ("nbs/index.ipynb", "nbs/22c_audit.ipynb", "README.md", "docs/howto/pretrained.md", "docs/howto/look.md", "docs/claims.md")
+MARKED = (
+    "nbs/index.ipynb", "nbs/22c_audit.ipynb", "README.md", "docs/howto/pretrained.md", "docs/howto/look.md",
+    "docs/claims.md",
+)
 
 
 def collect(
