@@ -12,7 +12,7 @@ from vat_nb.preprocess import open_store
 from vat_nb.recognizer import Recognizer
 from vat_nb.releases import MER23, Task
 from vat_nb.show import save_figure, set_style
-from vat_nb.synth import plan_demo
+from vat_nb.synth import people_seen
 from vat_nb.training import load_weights, student_weights
 
 TOP = Path(__file__).resolve().parents[1]
@@ -69,11 +69,12 @@ def show_by_person(run, store):  # a run of the demo, its store
     "The alignment matrix of the demo's first test split after pretraining: once by emotion, once by who is seen and heard."
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
-    p, who = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16)), {plan.name: plan.person for plan in plan_demo()}
+    p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16))
+    who = people_seen(store.parent, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    share = {name: explained(p.v @ p.a.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", [who[c.id] for c in p.clips]))}
+    share = {name: explained(p.v @ p.a.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))}
     show_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
-    show_people(p, [who[c.id] for c in p.clips], f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
+    show_people(p, who, f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
     return axs
 
 

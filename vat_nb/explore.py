@@ -61,6 +61,15 @@ def _direction(v: np.ndarray) -> np.ndarray:  # [N, P] -> [N] places on the firs
     return (apart @ np.linalg.svd(apart, full_matrices=False)[2][0]).round(6)
 
 
+def _draw_cosines(predictions: Predictions, rows: Sequence[int], ax: Axes | None) -> Axes:
+    ax = ax or new_axes(5.2, 4.4)
+    cosines = predictions.v[rows] @ predictions.a[rows].T
+    low, high = np.quantile(cosines, COLOUR_RANGE)
+    im = ax.imshow(cosines, cmap=MATRIX, vmin=low, vmax=high, interpolation="none")
+    ax.figure.colorbar(im, ax=ax, label="cosine of video and audio", shrink=0.8)
+    return ax
+
+
 def alignment_order(
     predictions: Predictions,
     task: Task,
@@ -83,11 +92,7 @@ def show_alignment(
     "Draw the video-to-audio similarity matrix with its classes."
     rows = alignment_order(predictions, task, most)
     y, _ = truth([predictions.clips[i] for i in rows], task)
-    ax = ax or new_axes(5.2, 4.4)
-    cosines = predictions.v[rows] @ predictions.a[rows].T
-    low, high = np.quantile(cosines, COLOUR_RANGE)
-    im = ax.imshow(cosines, cmap=MATRIX, vmin=low, vmax=high, interpolation="none")
-    ax.figure.colorbar(im, ax=ax, label="cosine of video and audio", shrink=0.8)
+    ax = _draw_cosines(predictions, rows, ax)
     names = [*task.classes, "unlabelled"]
     starts = [i for i in range(len(y)) if i == 0 or y[i] != y[i - 1]]
     for s in starts[1:]:
@@ -108,17 +113,12 @@ def show_people(
     ax: Axes | None = None,
 ) -> Axes:
     "Draw the video-to-audio similarity matrix with the clips of each person side by side."
-    ax = ax or new_axes(5.2, 4.4)
     clips = pd.DataFrame(dict(who=list(people), place=_direction(predictions.v)))
     clips["beside"] = clips.groupby("who")["place"].transform("mean")
     clips = clips.sort_values(["beside", "who", "place"])
-    order = clips.index
-    cosines = predictions.v[order] @ predictions.a[order].T
-    low, high = np.quantile(cosines, COLOUR_RANGE)
-    im = ax.imshow(cosines, cmap=MATRIX, vmin=low, vmax=high, interpolation="none")
-    ax.figure.colorbar(im, ax=ax, label="cosine of video and audio", shrink=0.8)
+    ax = _draw_cosines(predictions, clips.index, ax)
     starts = np.flatnonzero(clips["who"].ne(clips["who"].shift()))
-    for start, end in zip(starts, [*starts[1:], len(order)]):
+    for start, end in zip(starts, [*starts[1:], len(clips)]):
         square = plt.Rectangle((start - 0.5, start - 0.5), end - start, end - start, fill=False, edgecolor="w", linewidth=0.6)
         ax.add_patch(square)
     ax.set(xticks=[], yticks=[], xlabel="audio, by person", ylabel="video, by person", title=title)

@@ -199,7 +199,7 @@ def pair_table(
         "the clip's own": own,
         "same person, same emotion": person & emotion,
         "same person, another emotion": person & ~emotion,
-        "another person, same emotion": ~person & emotion & ~own,
+        "another person, same emotion": ~person & emotion,
         "another person, another emotion": ~person & ~emotion & ~own,
     }
     rows = []

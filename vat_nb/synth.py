@@ -438,7 +438,7 @@ def plan_demo(
             new = "new" if split == "test3" and i % 3 else ""
             file = what.file.format(split=split, k=len(plans) + 1, new=new) + suffix
             person = seed * 1000 + first + i % people[split]
-            voice = person if own_voice else person + 500
+            voice = person if own_voice else person + 500  # who is in no split
             plans.append(Plan(
                 Path(file).stem, split, file, person, voice, emotions[k], hidden[k], strength, valence, labelled,
                 split in what.corrupted,
@@ -574,13 +574,17 @@ def write_demo(
     return root
 
 # %% ../nbs/06_synth.ipynb #2d80281e
+def _truth(root: str | Path) -> pd.DataFrame:  # name -> the plan's other values
+    return pd.read_json(Path(root, "truth.json"), dtype=dict(name=str)).set_index("name")  # 00001 is a name, not a number
+
+
 def people_seen(
     root: str | Path,  # of a demo
     clips: Iterable[Clip],
 ) -> list[int]:
     "Who is seen in each clip of a demo."
-    truth = pd.read_json(Path(root, "truth.json")).set_index("name")["person"]
-    return [int(truth[Path(c.path).stem]) for c in clips]
+    person = _truth(root)["person"]
+    return [int(person[Path(c.path).stem]) for c in clips]
 
 
 def acted_clip(
@@ -588,5 +592,5 @@ def acted_clip(
     clip: Clip,
 ) -> Acted:
     "A clip of a demo as it was acted: where its mouth is, and when it speaks."
-    truth = pd.read_json(Path(root, "truth.json")).set_index("name").loc[Path(clip.path).stem]
-    return act(Plan(Path(clip.path).stem, **{k: truth[k] for k in Plan._fields[1:]}))
+    name = Path(clip.path).stem
+    return act(Plan(name, **_truth(root).loc[name]))
