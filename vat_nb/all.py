@@ -11,8 +11,10 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from IPython.display import display
 from .core import *
 from .show import *
+from .sound import *
 from .media import *
 from .faces import *
+from .tables import *
 from .releases import *
 from .augment import *
 from .corrupt import *
@@ -41,6 +43,7 @@ from .supervise import *
 from .pseudo import *
 from .metrics import *
 from .checkpoint import *
+from .label_record import *
 from .processes import *
 from .training import *
 from .inference import *

@@ -18,7 +18,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold
 from torch.utils.data import DataLoader
-from .core import Clip, write_atomically
+from .core import Clip, clip_file, write_atomically
 from .experiment import has_both
 from .loading import make_loader
 from .media import SAMPLE_RATE, decode_jpegs
@@ -54,7 +54,7 @@ def spoil(
             elif i in shifted:
                 late = rng.uniform(*shifts) * rng.choice([-1, 1])
                 kind, detail, media = "shifted", f"{late:.2f}", media._replace(audio=np.roll(media.audio, round(late * SAMPLE_RATE)))
-            write_stored(folder / "clips" / f"{clip.id}.safetensors", media)
+            write_stored(folder / "clips" / clip_file(clip.id), media)
             rows.append((clip.id, split, kind, detail))
     return pd.DataFrame(rows, columns=["id", "split", "kind", "detail"])
 

@@ -4,8 +4,9 @@
 
 # %% ../nbs/00_core.ipynb #09285743
 from __future__ import annotations
-import ast, configparser, difflib, errno, json, os
-from collections.abc import Iterable
+import ast, configparser, difflib, errno, hashlib, json, os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,9 +15,9 @@ if TYPE_CHECKING: from torch import Tensor
 
 # %% auto #0
 __all__ = ['CHOICES', 'PATHS', 'NAME_OR_NUMBER', 'PAIR', 'PAIR_FACTS', 'Clip', 'lengths_mask', 'masked_mean', 'at_least_fp32',
-           'Batch', 'Tokens', 'write_atomically', 'is_plain', 'read_json', 'ParameterError', 'parse_value', 'suggest',
-           'find_settings', 'read_settings', 'encoder_pairs', 'read_recipe', 'check_parameters', 'parameter_names',
-           'notebook_recipe']
+           'Batch', 'Tokens', 'write_atomically', 'is_plain', 'printable', 'clip_file', 'read_json', 'Busy',
+           'hold_lock', 'available_cores', 'ParameterError', 'parse_value', 'suggest', 'find_settings', 'read_settings',
+           'encoder_pairs', 'read_recipe', 'check_parameters', 'parameter_names', 'notebook_recipe']
 
 # %% ../nbs/00_core.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Clip:
     speaker: str | None = None  # who is seen and heard; None means unknown
     start: float | None = None  # first second used; None means the file's beginning
     end: float | None = None  # last second used; None means the file's end
+    audio: str | None = None  # a sound file beside the video; None means that the sound is in `path`
 
 # %% ../nbs/00_core.ipynb #cc48cd08
 def lengths_mask(
@@ -119,6 +121,22 @@ def is_plain(
     return Path(name).name == name != "" and name[0] != "." and not {"\\", "\0"} & set(name)
 
 
+def printable(
+    name: str,  # of a file, as the system gives it
+) -> str:
+    "A file's name with the bytes that are no UTF-8 written as `%D6`: it can be printed and stored, but not opened."
+    return "".join(f"%{ord(c) - 0xDC00:02X}" if 0xDC80 <= ord(c) <= 0xDCFF else c for c in name)
+
+
+def clip_file(
+    clip_id: str,
+) -> str:  # at most 236 bytes: a file system takes 255, and a file that is being written has a longer name
+    "The name of a clip's file in a store; a very long one is cut, and ends with its digest."
+    raw = clip_id.encode()
+    if len(raw) > 224: clip_id = f"{raw[:190].decode(errors='ignore')}-{hashlib.sha256(raw).hexdigest()[:16]}"
+    return f"{clip_id}.safetensors"
+
+
 def read_json(
     text: str | bytes,
     where: str | Path,  # it comes from, named in the message
@@ -128,6 +146,34 @@ def read_json(
     except (ValueError, RecursionError) as e: raise ValueError(f"{where} is no JSON ({type(e).__name__}: {e}): copy or write it again") from None
     if not isinstance(found, dict): raise ValueError(f"{where} should hold names and values in braces, and holds a {type(found).__name__}: copy or write it again")
     return found
+
+# %% ../nbs/00_core.ipynb #b1570b76
+class Busy(RuntimeError):
+    "Another process holds the lock."
+
+
+@contextmanager
+def hold_lock(
+    path: str | Path,  # of the lock's file
+    wait_s: float = 0.0,  # below zero: until it is free
+) -> Iterator[None]:
+    "Hold a lock for the time of a `with`. Raises Busy when another process has it; goes on with a warning where there are no locks."
+    import warnings
+    from filelock import FileLock, Timeout
+    lock = FileLock(path)
+    try: lock.acquire(timeout=wait_s)
+    except Timeout: raise Busy(f"another process holds {path}") from None
+    except (OSError, NotImplementedError) as e:
+        if isinstance(e, OSError) and e.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL): raise
+        warnings.warn(f"the disk of {path} knows no locks ({e}): see to it that no other run writes there", stacklevel=3)
+    try: yield
+    finally: lock.release()
+
+
+def available_cores() -> int:
+    "Cores that this process may use: of the machine, of its scheduler and of its container."
+    from joblib import cpu_count
+    return cpu_count()
 
 # %% ../nbs/00_core.ipynb #b3b8a46b
 class ParameterError(ValueError):

@@ -147,8 +147,9 @@ class LogMel(nn.Module):
         audio, amask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (torch.where(amask, audio, 0), amask))
         mask = amask[:, ::HOP]
         with torch.autocast(audio.device.type, enabled=False):  # bf16 cannot hold quiet sounds
-            waves = torch.view_as_real(self.mel.spectrogram(audio)[..., :mask.shape[1]])
-            mel = (self.mel.mel_scale(waves.square().sum(-1)) + 1e-6).log()  # no root that would be squared again
+            waves = self.mel.spectrogram(audio)[..., :mask.shape[1]]
+            power = waves.real.square() + waves.imag.square()  # no root that would be squared again, no sum over two numbers
+            mel = (self.mel.mel_scale(power) + 1e-6).log()
         return torch.where(mask[:, None], (mel - self.mean) / self.std, 0), mask
 
 # %% ../nbs/10_encoders.ipynb #92c725a1

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'HELD_SPLITS', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'resolve_faces', 'accelerator_of', 'reading',
-           'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'has_both', 'check_pseudo',
-           'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audited', 'new_model', 'loader_of',
-           'predict_clips', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key', 'scored_clips',
-           'run_recipe']
+           'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'draw_clips', 'has_both',
+           'check_pseudo', 'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audited', 'new_model',
+           'loader_of', 'predict_clips', 'list_of', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model',
+           'run_key', 'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -25,6 +25,7 @@ from .checkpoint import refuse_other
 from .core import Clip, ParameterError, find_settings, read_json
 from .corrupt import CONDITIONS, Condition
 from .ensemble import load_predictions, save_predictions
+from .label_record import labels_digest, refuse_changed
 from .layers import prepare_blocks
 from .faces import choose_detector
 from .inference import HEADS, Predictions, main_score, plain_score, predict, score, truth
@@ -229,10 +230,24 @@ class Split(NamedTuple):
     held: tuple[Clip, ...] = ()  # of a release only pretrained on: clips that take no part, and show what was learnt
 
 
-def watched_clips(data: Store, split: Split) -> list[Clip]:
+def watched_clips(
+    data: Store,
+    split: Split,
+    most: int | None = None,  # of more, so many are drawn; None takes all
+) -> list[Clip]:
     "The clips whose alignment is looked at: those of the first scored split, or what else there is."
     clips = split.held or (data.usable(split.tests[0]) if split.tests else split.valid or split.train)
-    return [c for c in clips if has_both(data, c)]
+    return draw_clips([c for c in clips if has_both(data, c)], most)
+
+
+def draw_clips(
+    clips: list[Clip],
+    most: int | None,  # None keeps all
+) -> list[Clip]:  # in their order
+    "Draw some clips, always the same."
+    if most is None or len(clips) <= most: return clips
+    rows = np.random.default_rng(0).choice(len(clips), most, replace=False)
+    return [clips[i] for i in sorted(rows)]
 
 
 def has_both(data: Store, clip: Clip) -> bool:
@@ -399,13 +414,18 @@ COMMON = (
     "batch_size", "accumulate", "contrast_keys",
     "temperature", "seed", "valid", "valid_split",
     "transductive", "alpha", "momentum", "min_lr", "warmup", "weight_decay", "clip_norm",
-    "augment_image", "augment_wave", "augment_spectrogram", "pretrain_epochs", "pretrain_lr", "queue",
+    "augment_image", "augment_wave", "augment_spectrogram", "pretrain_augment", "pretrain_epochs", "pretrain_lr", "queue",
     "weight_contrast", "weight_matching", "weight_masked", "mask_rate", "patch_drop",
 )
 TUNING = (
     "stage", "label_share", "epochs", "lr", "label_smoothing", "blend", "weight_video", "weight_audio", "weight_fused",
     "weight_targets", "drop_modality", "mixup", "pseudo_labels", "pseudo_threshold",
 )
+
+
+def list_of(checkpoint: Path) -> Path:
+    "Where the clips of a checkpoint are listed, with their labels."
+    return checkpoint.with_name(f"{checkpoint.stem}.clips.csv")
 
 
 def schedule(recipe: dict[str, Any], lr: float) -> Schedule:
@@ -439,8 +459,10 @@ def pretrain(
         r["patch_drop"],
         r["random_negatives"],
     )
-    objective = Pretrain(model, r["queue"], goals, Augment(r["augment_image"], r["augment_wave"]), r["contrast_keys"])
+    augment = Augment(r["pretrain_augment"] * r["augment_image"], r["pretrain_augment"] * r["augment_wave"])
+    objective = Pretrain(model, r["queue"], goals, augment, r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
+    if checkpoint: refuse_changed(list_of(checkpoint), dict(pretrain=map(unlabel, pairs)), checkpoint.exists())
     return fit(
         objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
         checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"],
@@ -502,7 +524,11 @@ def finetune(
     taught = (split.train * -(-split.draws // len(split.train)))[: split.draws] + (
         split.unlabelled if r["pseudo_labels"] else []
     )
-    about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r)), clips=len(taught)) | audited(r)
+    known = dict(clips=len(taught), classes=data.task.classes, targets=data.task.targets)
+    about = {k: r[k] for k in COMMON + TUNING} | dict(reading=portable(reading(r))) | known | audited(r)
+    if checkpoint:
+        parts = dict(train=split.train, valid=split.valid, unlabelled=map(unlabel, split.unlabelled))
+        refuse_changed(list_of(checkpoint), parts, checkpoint.exists())
     return fit(
         objective, loader_of(data, taught, r, True), accelerator, r["epochs"], schedule(r, r["lr"]),
         validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, about, curves, each_epoch,
@@ -557,9 +583,11 @@ def run_recipe(
     check_recipe(recipe)
     split = split_clips(data, recipe)
     clips = scored_clips(data, split, recipe)
-    files = {c.name: folder / f"{run_key(recipe)} {c.name}.safetensors" for c in conditions}
+    labels = labels_digest(data.clips)  # corrected labels make other runs
+    files = {c.name: folder / f"{run_key(recipe)} {labels} {c.name}.safetensors" for c in conditions}
     if not all(f.exists() for f in files.values()):
-        pretraining = folder / f"pretraining {run_key(recipe, COMMON)}.safetensors"
+        ids = labels_digest(map(unlabel, data.clips))
+        pretraining = folder / f"pretraining {run_key(recipe, COMMON)} {ids}.safetensors"
         model, _ = train_model(data, split, recipe, accelerator, pretraining)
         for c in conditions:
             predictions = predict_clips(

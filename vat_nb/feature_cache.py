@@ -20,7 +20,7 @@ from pebble import ProcessExpired, ProcessPool
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from .audio_backbones import AudioBackbone, load_audio_backbone
-from .core import Clip, lengths_mask, read_json, write_atomically
+from .core import Clip, available_cores, clip_file, lengths_mask, read_json, write_atomically
 from .feature_encoder import STATISTICS, features_with_statistics, statistics_of
 from .feature_layout import FeatureLayout, pool_time
 from .media import decode_jpegs
@@ -322,10 +322,10 @@ HEADROOM = 64 * 2**20  # bytes that stay free on the disk
 def _unfinished(store: Store, clips: Sequence[Clip], folder: Path) -> list[Clip]:
     "Clips whose features are missing, or older than the clip."
     def changed(clip: Clip) -> float:
-        path = store.path / "clips" / f"{clip.id}.safetensors"
+        path = store.path / "clips" / clip_file(clip.id)
         return path.stat().st_mtime if path.is_file() else 0.0
     def made(clip: Clip) -> float:
-        path = folder / "clips" / f"{clip.id}.safetensors"
+        path = folder / "clips" / clip_file(clip.id)
         return path.stat().st_mtime if path.is_file() else -1.0
     return [c for c in clips if made(c) < changed(c)]
 
@@ -358,7 +358,7 @@ def check_room(
 
 def _save(folder: Path, clip: Clip, found: ClipFeatures) -> None:
     raw = safetensors.torch.save({k: v.contiguous() for k, v in found._asdict().items()})
-    write_atomically(folder / "clips" / f"{clip.id}.safetensors", raw)
+    write_atomically(folder / "clips" / clip_file(clip.id), raw)
 
 # %% ../nbs/10i_feature_cache.ipynb #7fc6d566
 _worker: dict[str, FeatureSource] = {}  # of a process that computes features
@@ -413,7 +413,7 @@ def useful_processes(
     bytes_each: int,  # of a model's weights
 ) -> int:
     "As many processes as there is work, cores and memory for; starting one costs seconds."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = available_cores()
     room = int(psutil.virtual_memory().available // max(3 * bytes_each + 500 * 2**20, 1))
     return max(min(wanted or cores, clips // 32, room), 1)
 
@@ -488,7 +488,7 @@ class RememberedSource:
 
 
 def _moments(folder: Path, clip: Clip) -> int:
-    with safetensors.safe_open(folder / "clips" / f"{clip.id}.safetensors", "pt") as f:
+    with safetensors.safe_open(folder / "clips" / clip_file(clip.id), "pt") as f:
         return f.get_slice("times").get_shape()[0]
 
 
@@ -507,7 +507,7 @@ class CachedSource:
     def read(self, clip: Clip) -> ClipFeatures:
         "Features of one clip. Raises FileNotFoundError when they are missing, ValueError when their file is broken."
         if clip.id in self.kept: return self.kept[clip.id]
-        path = self.folder / "clips" / f"{clip.id}.safetensors"
+        path = self.folder / "clips" / clip_file(clip.id)
         if not path.is_file():
             raise FileNotFoundError(
                 f"no features of the clip {clip.id} in {self.folder}: run make features, or the same notebook again"

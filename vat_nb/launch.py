@@ -8,14 +8,14 @@ __all__ = ['train_stages', 'main', 'launch']
 # %% ../nbs/23_launch.ipynb #0390dafc
 import argparse, re, signal, subprocess, sys, threading
 from collections import deque
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 import psutil
 from accelerate import Accelerator
-from filelock import FileLock, Timeout
 from IPython.display import display
 from .checkpoint import WARNING, load_weights
-from .core import parse_value, notebook_recipe
+from .core import Busy, hold_lock, notebook_recipe, parse_value
 from .experiment import accelerator_of, check_recipe, finetune, new_model, open_release, pretrain, split_clips, watched_clips
 from .snapshots import choose_clips, keep_run
 from .training import start_trackers, student_weights
@@ -28,19 +28,23 @@ def train_stages(
     "Pretrain and fine-tune as a recipe says, and go on where an earlier run stopped; all that comes of it lies in `out`. Raises RuntimeError when another run trains there."
     out, saved = Path(recipe["out"]), Path(recipe["out"], "checkpoint")
     out.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(out / "training.lock")
-    if accelerator.is_main_process:
-        try: lock.acquire(timeout=0)
-        except Timeout: raise RuntimeError(f"another run trains in {out}: wait for it or stop it, or take another out folder (-p out runs/NAME)") from None
+    try:
+        with hold_lock(out / "training.lock") if accelerator.is_main_process else nullcontext(): _train(recipe, accelerator, out, saved)
+    except Busy:
+        raise RuntimeError(
+            f"another run trains in {out}: wait for it or stop it, or take another out folder (-p out runs/NAME)"
+        ) from None
+
+
+def _train(recipe: dict[str, Any], accelerator: Accelerator, out: Path, saved: Path) -> None:
     with accelerator.main_process_first(): data = open_release(recipe)  # the first one preprocesses what is missing
     split = split_clips(data, recipe)
     model, clips, told = new_model(recipe, data, split.train + split.unlabelled), split.train + split.unlabelled, lambda stage: None
-    if accelerator.is_main_process: told = keep_run(out, data, choose_clips(data, watched_clips(data, split), recipe["keep_clips"]), recipe, model)
+    if accelerator.is_main_process: told = keep_run(out, data, choose_clips(data, watched_clips(data, split, recipe["monitor_clips"]), recipe["keep_clips"]), recipe, model)
     before = saved / "pretrain.safetensors"
     if recipe["stage"] != "finetune" and recipe["pretrain_epochs"]: pretrain(model, data, clips, recipe, accelerator, before, each_epoch=told("pretrain"))
     elif recipe["stage"] == "finetune" and before.exists(): load_weights(model, student_weights(before), before)
     if recipe["stage"] != "pretrain": finetune(model, data, split, recipe, accelerator, saved / "finetune.safetensors", each_epoch=told("finetune"))
-    lock.release()
 
 # %% ../nbs/23_launch.ipynb #3b6e4b2e
 def main(

@@ -13,16 +13,15 @@ __all__ = ['STORED', 'LEDGER', 'AGAIN', 'PATIENCE', 'LARGEST_CLIP', 'write_store
 import csv, errno, hashlib, io, json, os, re, shlex, time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
-from filelock import FileLock, Timeout
 from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
-from .core import Clip, is_plain, read_json, write_atomically
+from .core import Busy, Clip, available_cores, clip_file, hold_lock, is_plain, printable, read_json, write_atomically
 from .faces import face_locator
 from .media import REASONS, SAMPLE_RATE, Media, MediaError, read_clip
 from .releases import Task, read_task
@@ -78,7 +77,8 @@ def settings_key(
     settings: dict[str, Any],  # fps, size, quality, faces
 ) -> str:  # 12 hexadecimal digits
     "Changes when the settings or the part of the file that is used change."
-    return hashlib.sha256(json.dumps([portable(settings), clip.start, clip.end], sort_keys=True).encode()).hexdigest()[:12]
+    used = [portable(settings), clip.start, clip.end, *([Path(printable(clip.audio)).name] if clip.audio else [])]
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def portable(
@@ -88,10 +88,13 @@ def portable(
     return settings | (dict(faces=Path(settings["faces"]).name) if settings.get("faces") else {})
 
 
-def _fingerprint(path: str) -> tuple[int, int]:  # size in bytes, time in ns
-    try: stat = os.stat(path)
-    except OSError: return 0, 0
-    return stat.st_size, stat.st_mtime_ns
+def _fingerprint(clip: Clip) -> tuple[int, int]:  # size of its files in bytes, time of the later one in ns
+    size, mtime = 0, 0
+    for path in (clip.path, clip.audio):
+        try: stat = os.stat(path) if path else None
+        except (OSError, ValueError): continue
+        if stat: size, mtime = size + stat.st_size, max(mtime, stat.st_mtime_ns)
+    return size, mtime
 
 # %% ../nbs/07_preprocess.ipynb #0691992f
 def failed_row(
@@ -101,9 +104,10 @@ def failed_row(
     detail: str = "",
 ) -> dict[str, Any]:
     "The ledger row of a clip that cannot be used."
-    size, mtime = _fingerprint(clip.path)
+    size, mtime = _fingerprint(clip)
     numbers = dict(duration=0.0, frames=0, samples=0, size=size, mtime=mtime)
-    return dict.fromkeys(LEDGER, "") | dict(id=clip.id, path=clip.path, split=clip.split, status="failed", reason=reason, detail=detail, settings=settings_key(clip, settings)) | numbers
+    known = dict(id=clip.id, path=printable(clip.path), split=clip.split, settings=settings_key(clip, settings))
+    return dict.fromkeys(LEDGER, "") | known | dict(status="failed", reason=reason, detail=printable(detail)) | numbers
 
 
 def preprocess_clip(
@@ -113,15 +117,15 @@ def preprocess_clip(
     limit: float = 300.0,  # s that reading may take
 ) -> dict[str, Any]:  # the ledger row
     "Read one clip, write it to the store, say how it went. Raises OSError only when the store cannot be written."
-    row, target = failed_row(clip, settings, ""), Path(folder, f"{clip.id}.safetensors")  # what the file was like before it was read
-    how = {k: v for k, v in settings.items() if k != "faces"}
-    try: media = read_clip(clip.path, start=clip.start, end=clip.end, locate=face_locator(settings.get("faces")), limit=limit, **how)
+    row, target = failed_row(clip, settings, ""), Path(folder, clip_file(clip.id))  # what the file was like before it was read
+    how = {k: v for k, v in settings.items() if k != "faces"} | dict(start=clip.start, end=clip.end, audio=clip.audio, limit=limit)
+    try: media = read_clip(clip.path, locate=face_locator(settings.get("faces")), **how)
     except MediaError as e:
         target.unlink(missing_ok=True)
-        return row | dict(reason=e.reason, detail=str(e))
+        return row | dict(reason=e.reason, detail=printable(str(e)))
     except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
         target.unlink(missing_ok=True)
-        return row | dict(reason="DECODE_ERROR", detail=f"{type(e).__name__}: {e}")
+        return row | dict(reason="DECODE_ERROR", detail=printable(f"{type(e).__name__}: {e}"))
     write_stored(target, media)
     face = " ".join(map(str, media.box)) if media.box else ""
     return row | dict(status="degraded" if media.reasons else "ok", reason=" ".join(media.reasons), detail=media.detail, duration=round(media.duration, 6), frames=len(media.jpegs), samples=len(media.audio), face=face)
@@ -160,12 +164,12 @@ def unfinished(
 ) -> list[Clip]:
     "Clips that were never done, whose file or settings changed since, or whose stored file is gone."
     done = {r["id"]: r for r in read_ledger(store).to_dict("records")}
-    stored = {f.removesuffix(".safetensors") for f in os.listdir(Path(store, "clips"))} if Path(store, "clips").is_dir() else set()
+    stored = set(os.listdir(Path(store, "clips"))) if Path(store, "clips").is_dir() else set()
 
     def is_done(c: Clip) -> bool:
         r = done.get(c.id)
-        if r is None or (r["size"], r["mtime"]) != _fingerprint(c.path) or r["settings"] != settings_key(c, settings): return False
-        return c.id in stored if r["status"] != "failed" else r["reason"] not in AGAIN
+        if r is None or (r["size"], r["mtime"]) != _fingerprint(c) or r["settings"] != settings_key(c, settings): return False
+        return clip_file(c.id) in stored if r["status"] != "failed" else r["reason"] not in AGAIN
     return [c for c in clips if not is_done(c)]
 
 # %% ../nbs/07_preprocess.ipynb #3362bc5f
@@ -231,7 +235,7 @@ def preprocess(
     size: int = 160,  # side of the square picture in pixels
     quality: int = 90,  # of the JPEGs, 1..100
     faces: str | None = None,  # detector that finds the face to cut out: None, "cascade" or YuNet's ONNX file
-    processes: int = 0,  # 0: one per core; 1: this one, or a single worker for a hundred clips and more
+    processes: int = 0,  # 0: one per core that may be used; 1: this one, or a single worker for a hundred clips and more
     limit: float = 300.0,  # s that one clip may take
     client=None,  # a dask.distributed Client; None uses processes of this machine
 ) -> pd.DataFrame:  # the ledger
@@ -242,7 +246,7 @@ def preprocess(
     with _alone(store):
         write_clips(store, clips, task, settings)
         if todo := unfinished(clips, store, settings):
-            rows = _dask_rows(todo, store / "clips", settings, limit, client) if client else _process_rows(todo, store / "clips", settings, limit, processes or os.cpu_count() or 1)
+            rows = _dask_rows(todo, store / "clips", settings, limit, client) if client else _process_rows(todo, store / "clips", settings, limit, processes or available_cores())
             append_rows(store, tqdm(rows, total=len(todo), desc="preprocessing", unit="clip", mininterval=2))
         for left in (store / "clips").glob(".*"): left.unlink(missing_ok=True)  # by processes that were killed while they wrote
         ledger = read_ledger(store)
@@ -268,13 +272,12 @@ def dask_client(
 
 @contextmanager
 def _alone(store: Path) -> Iterator[None]:
-    lock = FileLock(store / ".lock")
-    try: lock.acquire(blocking=False)
-    except Timeout:
-        tqdm.write(f"another run works on {store}; waiting for it to end")
-        lock.acquire()
-    try: yield
-    finally: lock.release()
+    with ExitStack() as held:
+        try: held.enter_context(hold_lock(store / ".lock"))
+        except Busy:
+            tqdm.write(f"another run works on {store}; waiting for it to end")
+            held.enter_context(hold_lock(store / ".lock", wait_s=-1))
+        yield
 
 
 def append_rows(
@@ -370,7 +373,7 @@ class Store(NamedTuple):
     def raw(self, clip: Clip) -> bytes:
         "A clip's file. Raises OSError when it cannot be read, ValueError when it is a link that leads out of the store."
         if self.shards: return self.shards.read(clip.id)
-        path = self.path / "clips" / f"{clip.id}.safetensors"
+        path = self.path / "clips" / clip_file(clip.id)
         if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()): raise ValueError(f"{path} is a link that leads out of the store: copy the file in")
         return path.read_bytes()
 
@@ -386,7 +389,8 @@ def write_clips(
     settings: dict[str, Any],
 ) -> None:
     "Write clips.csv and settings.json, so that the store can be used where the videos are not."
-    table = pd.DataFrame([asdict(c) | dict(zip(task.targets, c.targets)) for c in clips]).drop(columns="targets", errors="ignore")
+    rows = [asdict(c) | dict(path=printable(c.path), audio=c.audio and printable(c.audio)) | dict(zip(task.targets, c.targets)) for c in clips]
+    table = pd.DataFrame(rows).drop(columns="targets", errors="ignore")
     write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
     write_atomically(Path(store, "settings.json"), json.dumps(dict(settings=portable(settings), task=asdict(task)), indent=1).encode())
 
@@ -419,7 +423,7 @@ def parse_clips(
     "The clips of a store. Raises ValueError when a name leads out of it, or a class is not the task's."
     number = lambda r, k: float(r[k]) if r.get(k) else None
     table = pd.read_csv(io.BytesIO(raw), dtype=str, keep_default_na=False)
-    clips = [Clip(r["id"], r["path"], r["split"], r["emotion"] or None, tuple(float(r.get(t) or "nan") for t in task.targets), r["speaker"] or None, number(r, "start"), number(r, "end"))
+    clips = [Clip(r["id"], r["path"], r["split"], r["emotion"] or None, tuple(float(r.get(t) or "nan") for t in task.targets), r["speaker"] or None, number(r, "start"), number(r, "end"), r.get("audio") or None)
              for r in table.to_dict("records")]
     for c in clips:
         if not is_plain(c.id) or not is_plain(c.split): raise ValueError(f"the clip {c.id!r} of split {c.split!r} leads out of the store")

@@ -14,7 +14,7 @@ import numpy as np, torch
 from safetensors import SafetensorError, safe_open
 from torch.utils.data import DataLoader
 from .checkpoint import load_tensors, load_weights, save_tensors
-from .core import Clip, find_settings, read_json, write_atomically
+from .core import Clip, clip_file, find_settings, read_json, write_atomically
 from .experiment import has_both, loader_of
 from .inputs import completed, layouts, model_config
 from .model import VAT, build_vat
@@ -43,9 +43,9 @@ def copy_clips(
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "clips").mkdir(parents=True)
-    for c in clips: write_atomically(folder / "clips" / f"{c.id}.safetensors", store.raw(c))
+    for c in clips: write_atomically(folder / "clips" / clip_file(c.id), store.raw(c))
     for made in sorted(Path(store.path, "features").glob("*/settings.json")) if "://" not in str(store.path) else []:
-        names = ["settings.json", *(f"clips/{c.id}.safetensors" for c in clips)]
+        names = ["settings.json", *(f"clips/{clip_file(c.id)}" for c in clips)]
         if all((made.parent / name).is_file() for name in names):
             for name in names: write_atomically(folder / "features" / made.parent.name / name, (made.parent / name).read_bytes())
     append_rows(folder, store.ledger.loc[[c.id for c in clips]].reset_index().to_dict("records"))

@@ -11,6 +11,7 @@ __all__ = ['RATE', 'FPS', 'SIDE', 'VOWELS', 'LIPS', 'MANNERS', 'VALENCE', 'WALL'
            'acted_clip']
 
 # %% ../nbs/06_synth.ipynb #9d3b7368
+import math
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from fractions import Fraction
@@ -79,23 +80,23 @@ MANNERS = dict(
     neutral=Manner(),
     angry=Manner(
         brow_in=-1.25, brow_out=0.4, knit=1.25, lid=-0.25, smile=-0.6, nod=0.6, sway=1,
-        pitch=3, span=5, slope=-4, rate=6, energy=12, bright=10, rough=1,
+        pitch=3, span=5, slope=-4, rate=4.2, energy=14, bright=12, rough=2,
     ),
     happy=Manner(
         brow_in=0.25, brow_out=0.5, lid=-0.45, smile=1.25, tilt=0.5, sway=1.25,
-        pitch=5, span=8, slope=2.5, rate=5.8, energy=5, bright=5,
+        pitch=5, span=8, slope=2.5, rate=7.2, energy=7, bright=6,
     ),
     sad=Manner(
         brow_in=1.1, brow_out=-0.9, lid=-0.6, smile=-1, nod=1.1, tilt=-0.75, sway=0.1,
-        pitch=-3, span=-1.5, slope=-5, rate=2.8, energy=-12, bright=-9, breath=0.15,
+        pitch=-3, span=-1.5, slope=-5, rate=2.6, energy=-14, bright=-10, breath=0.15,
     ),
     worried=Manner(
         brow_in=1, brow_out=-0.25, knit=1.1, lid=0.45, smile=-0.45, tilt=0.9, sway=0.4,
-        pitch=2, span=0.5, slope=1, rate=4.9, energy=-5, bright=-3.5, tremor=2.2,
+        pitch=2, span=0.5, slope=1, rate=5.2, energy=-7, bright=-4.5, tremor=2.5,
     ),
     surprise=Manner(
         brow_in=1.4, brow_out=1.4, lid=1.1, jaw=0.55, nod=-0.9, sway=0.5,
-        pitch=7, span=6, slope=11, rate=3.6, energy=5, bright=2,
+        pitch=8, span=8, slope=14, rate=3, energy=3, bright=1,
     ),
     anxious=Manner(
         brow_in=0.6, brow_out=0.5, knit=0.5, lid=0.9, smile=-0.1, jaw=0.1, sway=1.5,
@@ -327,7 +328,7 @@ def film(
     rng: np.random.Generator,
 ) -> Film:
     "Draw an utterance: lips follow the script, the head moves, eyes blink."
-    t = (np.arange(int(script.duration * FPS)) + 0.5) / FPS
+    t = (np.arange(math.ceil(script.duration * FPS)) + 0.5) / FPS
     opening, width = lips(script, t)
     blink = np.exp(-((t[:, None] - rng.uniform(0, script.duration + 1, 2)) / 0.06) ** 2).max(1)
     x0, y0 = SIDE * (np.array([0.5, 0.45]) + rng.uniform(-0.013, 0.013, 2))
@@ -361,7 +362,7 @@ def show_cast(
     return axs
 
 # %% ../nbs/06_synth.ipynb #8a243a36
-HIDE = 0.25  # share of clips that hide their emotion in the face, and share of others that hide it in the voice
+HIDE = 0.3  # share of clips that hide their emotion in the face, and share of others that hide it in the voice
 SELDOM = 0.08  # the same of clips that nobody posed for
 
 
@@ -401,7 +402,7 @@ class Layout(NamedTuple):
 
 DEMOS = dict(  # a release's layout -> its demo
     mer23=Layout(
-        MER23.classes, dict(train=300, test1=120, test2=36, test3=300), dict(train=100, test1=40, test2=12, test3=100),
+        MER23.classes, dict(train=360, test1=240, test2=36, test3=240), dict(train=120, test1=40, test2=12, test3=80),
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
     ),
     muse_mimic=Layout(
@@ -481,12 +482,15 @@ class Codecs(NamedTuple):
     video: str
     options: dict[str, str]
     audio: str
+    audio_options: dict[str, str]
     tag: str | None = None  # four letters that name the video codec in the file; None leaves the usual ones
 
 
 CODECS = {
-    ".mp4": Codecs("libx264", dict(preset="ultrafast", crf="20"), "aac"),
-    ".avi": Codecs("mpeg4", dict(flags="+qscale", global_quality="354"), "libmp3lame", "DIVX"),  # 3 in steps of 118
+    ".mp4": Codecs("libx264", dict(preset="ultrafast", crf="20"), "aac", dict(aac_coder="fast")),
+    ".avi": Codecs(
+        "mpeg4", dict(flags="+qscale", global_quality="354"), "libmp3lame", dict(compression_level="9"), "DIVX",
+    ),  # quality 3 in steps of 118; sound is encoded fast, at the same bit rate
 }
 
 
@@ -503,7 +507,7 @@ def write_clip(
         picture = file.add_stream(how.video, Fraction(FPS), options=how.options, pix_fmt="yuv420p", **size)
         picture.codec_context.thread_count = 1  # several clips are written at once
         if how.tag: picture.codec_context.codec_tag = how.tag
-        sound = file.add_stream(how.audio, RATE, layout="mono")
+        sound = file.add_stream(how.audio, RATE, layout="mono", options=how.audio_options)
         for frame in frames: file.mux(picture.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
         spoken = av.AudioFrame.from_ndarray((wave * 32767).round().astype(np.int16)[None], "s16", "mono")
         spoken.sample_rate = RATE
