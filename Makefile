@@ -13,8 +13,8 @@ DATASET ?= demo
 P ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# the executed notebook lies beside its results, in the folder that P names (-p out FOLDER), if it names one
-OUT := $(or $(patsubst @%,%,$(filter @%,$(subst -p out ,@,$(P)))),runs/$(DATASET))
+# the executed notebook lies beside its results, in the folder that P names (-p out FOLDER, in quotes where it has blanks), if it names one
+OUT := $(shell set -- $(P); out='runs/$(DATASET)'; while [ $$# -gt 2 ]; do [ "$$1 $$2" = '-p out' ] && out=$$3; shift; done; printf %s "$$out")
 
 .PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export readme figures clean
 
@@ -29,20 +29,20 @@ $(VENV)/.ready: pyproject.toml
 	touch $@
 
 train: setup
-	mkdir -p $(OUT)
-	$(BIN)/papermill nbs/train.ipynb $(OUT)/train.ipynb --kernel python3 -p dataset $(DATASET) $(P)
-	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/train.ipynb
+	mkdir -p "$(OUT)"
+	$(BIN)/papermill nbs/train.ipynb "$(OUT)/train.ipynb" --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/train.ipynb"
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
 preprocess features layers benchmark crossval ablation semisupervised sweep causes soak alignment audit: setup
-	mkdir -p $(OUT)
-	$(BIN)/papermill nbs/$@.ipynb $(OUT)/$@.ipynb --kernel python3 -p dataset $(DATASET) $(P)
-	$(BIN)/jupyter nbconvert --to html --log-level WARN $(OUT)/$@.ipynb
+	mkdir -p "$(OUT)"
+	$(BIN)/papermill nbs/$@.ipynb "$(OUT)/$@.ipynb" --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/$@.ipynb"
 
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup
 	$(BIN)/python -m vat_nb.results
-	test ! -f $(OUT)/metrics.json || $(BIN)/python -c "from vat_nb.inference import results_table; print(results_table('$(OUT)/metrics.json'))"
+	test ! -f "$(OUT)/metrics.json" || $(BIN)/python -c "from vat_nb.inference import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
 
 # two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line
 test: export OMP_NUM_THREADS = 1

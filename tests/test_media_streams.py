@@ -1,13 +1,11 @@
 """Files whose streams begin, end, stop and jump where they like, muxed at random: whatever is dropped, invented, silenced or shown at
 another time is told by a reason, and what can be read rightly is read rightly. Frames and sounds carry their own number."""
-import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
-from imageio_ffmpeg import get_ffmpeg_exe
 
 FPS, BLOCK_S, LEVEL, TICKS = 8.0, 0.05, 0.3, 60000
 

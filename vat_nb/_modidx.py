@@ -715,6 +715,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'vat_nb.releases.manifest': ('releases.html#manifest', 'vat_nb/releases.py'),
                                  'vat_nb.releases.mer23': ('releases.html#mer23', 'vat_nb/releases.py'),
                                  'vat_nb.releases.muse_mimic': ('releases.html#muse_mimic', 'vat_nb/releases.py'),
+                                 'vat_nb.releases.named_files': ('releases.html#named_files', 'vat_nb/releases.py'),
                                  'vat_nb.releases.read_release': ('releases.html#read_release', 'vat_nb/releases.py'),
                                  'vat_nb.releases.read_task': ('releases.html#read_task', 'vat_nb/releases.py'),
                                  'vat_nb.releases.sound_beside': ('releases.html#sound_beside', 'vat_nb/releases.py'),

@@ -462,7 +462,7 @@ def pretrain(
     augment = Augment(r["pretrain_augment"] * r["augment_image"], r["pretrain_augment"] * r["augment_wave"])
     objective = Pretrain(model, r["queue"], goals, augment, r["contrast_keys"])
     about = {k: r[k] for k in COMMON} | dict(reading=portable(reading(r)), clips=len(pairs)) | audited(r)
-    if checkpoint: refuse_changed(list_of(checkpoint), dict(pretrain=map(unlabel, pairs)), checkpoint.exists())
+    if checkpoint: refuse_changed(list_of(checkpoint), dict(pretrain=pairs), checkpoint.exists(), labels_count=False)
     return fit(
         objective, loader_of(data, pairs, r, True), accelerator, r["pretrain_epochs"], schedule(r, r["pretrain_lr"]),
         checkpoint=checkpoint, about=about, curves=curves, each_epoch=each_epoch, minutes=r["save_minutes"],

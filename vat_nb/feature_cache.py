@@ -8,7 +8,7 @@ __all__ = ['HEADROOM', 'EncoderSpec', 'weights_digest', 'ClipFeatures', 'Feature
            'useful_processes', 'cache_features', 'RememberedSource', 'CachedSource', 'export_features']
 
 # %% ../nbs/10i_feature_cache.ipynb #927b3f95
-import errno, hashlib, json, os, shutil, time
+import errno, hashlib, json, shutil, time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass, field

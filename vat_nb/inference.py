@@ -170,6 +170,9 @@ def results_table(
     for split, r in found["splits"].items():
         cells = [f"{v:.2f} ({lo:.2f} to {hi:.2f})" for v, lo, hi in r["intervals"].values()]
         lines.append(f"| {split} | {r['clips']} | {' | '.join(cells)} |")
+    for split, r in list(found["splits"].items())[:1]:
+        pairs = [f"{h} {d:+.2f} ({low:+.2f} to {high:+.2f})" for h, (d, low, high) in r.get("fused_against", {}).items()]
+        if pairs: lines += ["", f"The fused head of {split} against the single ones, on the same clips: {', '.join(pairs)}."]
     r = found["recall"]
     recall = [f"{d.replace('->', ' to ')} {r['after']['@5'][d]:.2f}" for d in ("video->audio", "audio->video")]
     return "\n".join([*lines, "", f"Recall at 5 after pretraining: {', '.join(recall)}; chance {r['chance']['@5']['video->audio']:.2f}."])

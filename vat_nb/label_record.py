@@ -64,12 +64,15 @@ def refuse_changed(
     path: str | Path,  # of the list, beside a checkpoint
     parts: dict[str, Iterable[Clip]],  # as of `record_rows`
     goes_on: bool,  # whether there is something to go on from
+    labels_count: bool = True,  # False: only which clips they are; a label that changed is told where they differ
 ) -> None:
     "Keep the list of a run. Raises ValueError, saying what changed, when a run would go on with other clips or labels."
     path, now = Path(path), record_rows(parts)
     if goes_on and path.is_file():
         before = [tuple(row) for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))][1:]
-        if changes := describe_changes(before, now):
+        counts = lambda rows: rows if labels_count else [(name, part, "") for name, part, _ in rows]
+        changes = describe_changes(before, now)
+        if describe_changes(counts(before), counts(now)):
             raise ValueError(
                 f"{path.parent} was trained on other clips or labels: {changes}. Start again with -p resume False, or take "
                 "another out folder (-p out runs/NAME)"

@@ -6,10 +6,10 @@
 __all__ = ['REASONS', 'LOOKS', 'SEEN_SIDE', 'WAITING_BYTES', 'Locate', 'NOTHING_S', 'AUDIBLE', 'MediaError', 'Media',
            'decode_jpegs', 'is_noticeable', 'times_within', 'is_disposable', 'Orientation', 'orientation_of',
            'choose_looks', 'find_box', 'Counts', 'Clock', 'Shown', 'sample_frames', 'Streams', 'choose_streams',
-           'FrameCropper', 'Cut', 'find_cuts', 'without_cuts', 'Reading', 'read_clip']
+           'FrameCropper', 'Cut', 'find_cuts', 'without_cuts', 'Reading', 'read_clip', 'SAMPLE_RATE']
 
 # %% ../nbs/02_media.ipynb #8e2543a4
-import math, os, time
+import math, time
 from bisect import bisect, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +25,7 @@ from .sound import SAMPLE_RATE, Segment, SoundTrack, lay_audio
 
 # %% ../nbs/02_media.ipynb #fb118d20
 REASONS = dict(
-    MISSING="there is no such file", EMPTY="the file has no bytes", NOT_MEDIA="this is no media file",
+    MISSING="there is no such file", ADDRESS="this is an address: download the file first", EMPTY="the file has no bytes", NOT_MEDIA="this is no media file",
     OPEN_ERROR="the container cannot be opened, its index may be cut off",
     DECODE_ERROR="some packets could not be decoded", TRUNCATED="fewer frames than the file declares",
     NO_VIDEO="no picture", NO_AUDIO="no sound", NO_FACE="no face was found, the middle of the picture is used",
@@ -63,6 +63,9 @@ def decode_jpegs(
     "Frames as pixels."
     frames = [simplejpeg.decode_jpeg(j) for j in jpegs]
     return np.stack(frames) if frames else np.zeros((0, 0, 0, 3), np.uint8)
+
+# %% ../nbs/02_media.ipynb #e0d39777
+_all_ = ["SAMPLE_RATE"]  # for those who read clips and need nothing else of the sound
 
 # %% ../nbs/02_media.ipynb #b1adef3c
 def is_noticeable(
@@ -237,6 +240,7 @@ def _address(path: Path):
 
 
 def _open(path: str | Path):
+    if "://" in str(path): raise MediaError("ADDRESS", path)
     path = Path(path)
     if not path.is_file(): raise MediaError("MISSING", path)
     if not path.stat().st_size: raise MediaError("EMPTY", path)

@@ -238,6 +238,7 @@ def preprocess(
     processes: int = 0,  # 0: one per core that may be used; 1: this one, or a single worker for a hundred clips and more
     limit: float = 300.0,  # s that one clip may take
     client=None,  # a dask.distributed Client; None uses processes of this machine
+    quiet: bool = False,  # no line at the end, where the store is thrown away
 ) -> pd.DataFrame:  # the ledger
     "Bring the store up to date with the clips; what is done and unchanged is left alone. Raises OSError when the disk is full."
     store, settings = Path(store), dict(fps=fps, size=size, quality=quality, faces=faces)
@@ -252,7 +253,7 @@ def preprocess(
         ledger = read_ledger(store)
         ledger = ledger[ledger["id"].isin({c.id for c in clips})].sort_values(["split", "id"], ignore_index=True)
         write_ledger(store, ledger)
-    if todo: tqdm.write(summary_line(ledger, store))
+    if todo and not quiet: tqdm.write(summary_line(ledger, store))
     return ledger
 
 # %% ../nbs/07_preprocess.ipynb #494df622
@@ -390,7 +391,8 @@ def write_clips(
 ) -> None:
     "Write clips.csv and settings.json, so that the store can be used where the videos are not."
     rows = [asdict(c) | dict(path=printable(c.path), audio=c.audio and printable(c.audio)) | dict(zip(task.targets, c.targets)) for c in clips]
-    table = pd.DataFrame(rows).drop(columns="targets", errors="ignore")
+    columns = [f for f in Clip.__dataclass_fields__ if f != "targets"] + list(task.targets)
+    table = pd.DataFrame(rows, columns=columns)
     write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
     write_atomically(Path(store, "settings.json"), json.dumps(dict(settings=portable(settings), task=asdict(task)), indent=1).encode())
 

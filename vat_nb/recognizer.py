@@ -28,7 +28,7 @@ from .inputs import STREAMS, completed, encoder_spec, load_backbone, model_confi
 from .loading import make_loader
 from .model import VAT, build_vat
 from .preprocess import Store, open_store, preprocess
-from .releases import Task, read_task
+from .releases import Task, named_files, read_task
 from .speaker import against_speakers
 from .tuning import PretrainedEncoder
 from .weights import find_encoder
@@ -203,7 +203,7 @@ def _fetch(
 @patch
 def open(
     self: Recognizer,
-    paths: Iterable[str | Path],  # videos
+    paths: str | Path | Iterable[str | Path],  # videos, folders or patterns
     folder: str | Path,  # becomes a store
     processes: int = 1,
     limit: float = 300.0,  # s that reading one file may take
@@ -212,13 +212,16 @@ def open(
     "Read video files as the model wants them; one that cannot be read has a failed row in the ledger."
     r = self.recipe
     clips = [
-        Clip(f"{i:08d}", str(p), "files", None, (np.nan,) * len(self.task.targets), f"{i:08d}")
-        for i, p in enumerate(paths)
+        Clip(
+            f"{i:08d}", str(files.path), "files", None, (np.nan,) * len(self.task.targets), f"{i:08d}",
+            audio=str(files.audio) if files.audio else None,
+        )
+        for i, files in enumerate(named_files(paths))
     ]
     if speakers is not None: clips = [replace(c, speaker=str(s)) for c, s in zip(clips, speakers, strict=True)]
     preprocess(
         clips, self.task, folder, fps=r["fps"], size=r["image"], quality=r["quality"], faces=r["faces"],
-        processes=processes, limit=limit,
+        processes=processes, limit=limit, quiet=True,
     )
     store = open_store(folder)
     # nobody says whose voices these are: each file is set against itself
@@ -307,7 +310,7 @@ def table(
 @patch
 def predict(
     self: Recognizer,
-    paths: Iterable[str | Path],  # videos
+    paths: str | Path | Iterable[str | Path],  # videos, folders or patterns such as clips/*.mp4
     processes: int = 1,
     limit: float = 300.0,  # s that reading one file may take
     speakers: Sequence[str] | None = None,  # who is in each file, for a model that sets clips against their speaker
@@ -332,15 +335,13 @@ def newest_run(
 
 
 def predict_files(
-    paths: str | Path | Iterable[str | Path],  # one video or several
+    paths: str | Path | Iterable[str | Path],  # videos, folders or patterns such as clips/*.mp4
     model: str | Path | None = None,  # a run's checkpoint/, or a name on a hub; None takes the run trained last
     processes: int = 1,
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Predict emotion for video files, one row each. Raises FileNotFoundError when there is no trained model."
     chosen = model or newest_run(find_settings().parent / "runs")
-    return Recognizer.from_pretrained(str(chosen)).predict(
-        [paths] if isinstance(paths, str | Path) else paths, processes
-    )
+    return Recognizer.from_pretrained(str(chosen)).predict(paths, processes)
 
 # %% ../nbs/19d_recognizer.ipynb #6ce487a1
 class _Graph(torch.nn.Module):

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['MER23', 'CHEAVD2', 'SOUND_SUFFIXES', 'SUFFIXES', 'SPLIT_NAMES', 'ALIASES', 'AUDIO_FOLDERS', 'LAYOUTS', 'Task',
-           'read_task', 'list_videos', 'MediaFiles', 'join_streams', 'find_folders', 'Release', 'ReleaseMissing',
-           'mer23', 'unpack_labels', 'muse_mimic', 'cheavd2', 'find_sounds', 'sound_beside', 'manifest', 'read_release',
-           'check', 'clips']
+           'read_task', 'list_videos', 'MediaFiles', 'join_streams', 'named_files', 'find_folders', 'Release',
+           'ReleaseMissing', 'mer23', 'unpack_labels', 'muse_mimic', 'cheavd2', 'find_sounds', 'sound_beside',
+           'manifest', 'read_release', 'check', 'clips']
 
 # %% ../nbs/04_releases.ipynb #ae1660c7
-import inspect, json, math, os, subprocess, sys
+import glob, inspect, json, math, os, subprocess, sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from .core import Clip, is_plain
 from vat_nb.tables import (
-    MISSING, Finding, LabelTable, ReleaseError, is_missing, judge_numbers, match_columns, number_in, read_table, sort_classes, spelling_key,
-    spellings,
+    Finding, LabelTable, ReleaseError, is_missing, judge_numbers, match_columns, number_in, read_table, sort_classes, spellings,
 )
 
 # %% ../nbs/04_releases.ipynb #90a4cf7a
@@ -83,6 +82,22 @@ def join_streams(
         videos = [p for p in files if p.suffix.lower() not in SOUND_SUFFIXES]
         if len(videos) == 1: clips += [MediaFiles(videos[0], s) for s in sounds or [None]]
         else: clips += [MediaFiles(p) for p in videos or sounds]
+    return clips
+
+
+def named_files(
+    paths: str | Path | Iterable[str | Path],  # files, folders or patterns such as clips/*.mp4; ~ is the home folder
+) -> list[MediaFiles]:  # in the order of the names; what is not there keeps its place
+    "The clips that somebody means: a folder and a pattern stand for what is in them."
+    clips = []
+    for name in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(os.path.expanduser(name))
+        is_pattern = not os.path.lexists(path) and any(c in str(path) for c in "*?[")
+        matches = [Path(p) for p in sorted(glob.glob(str(path), recursive=True))] if is_pattern else [path]
+        single = [MediaFiles(p) for p in matches if not p.is_dir()] if "://" not in str(name) else [MediaFiles(name)]
+        clips += single if matches else [MediaFiles(path)]
+        for folder in matches:
+            if folder.is_dir(): clips += join_streams(list_videos(folder))
     return clips
 
 
@@ -331,7 +346,8 @@ def _clip_ids(rows: pd.DataFrame) -> list[str]:
     if "id" in rows: return [i or stem for i, stem in zip(rows["id"], stems)]
     if "start" not in rows: return stems
     parts = rows.groupby("path")["start"].transform("nunique") > 1
-    return [f"{stem}_{start or 0}" if part else stem for stem, start, part in zip(stems, rows["start"], parts)]
+    second = lambda start: 0.0 if is_missing(start) else number_in(start)
+    return [f"{stem}_{second(start):g}" if part else stem for stem, start, part in zip(stems, rows["start"], parts)]
 
 
 def _name_columns(table: LabelTable, targets: tuple[str, ...]) -> tuple[pd.DataFrame, tuple[str, ...], list[Finding]]:
@@ -506,6 +522,8 @@ def check(
     rows = [*release.findings, *_label_problems(release), *_clashes(release)]
     unlabelled = release.videos[~release.videos["id"].isin(release.labels["id"])]
     rows += [("info", "unlabelled", "", s, f"{len(v)} videos without a label") for s, v in unlabelled.groupby("split")]
+    order = ("error", "warning", "info")
+    rows = sorted(rows, key=lambda row: order.index(row[0]))
     report = pd.DataFrame(rows, columns=["level", "problem", "id", "where", "detail"])
     errors = report[report["level"] == "error"]
     if len(errors):

@@ -99,7 +99,7 @@ def keep_run(
     if not _file(out, "start", 0).exists(): _save(out, [take_snapshot(model, loader())])
     def told(stage: str) -> Callable:
         epochs = r["pretrain_epochs"] if stage == "pretrain" else r["epochs"]
-        asked = set(np.linspace(1, epochs, min(epochs, 8)).round().astype(int))
+        asked = set(np.linspace(1, epochs, min(epochs, 5)).round().astype(int))
         def each_epoch(objective: Pretrain | Finetune, history: list[dict[str, float]]) -> None:
             write_atomically(out / f"snapshots/{stage}.json", json.dumps(history).encode())
             if len(history) in asked: _save(out, [take_snapshot(getattr(objective, who), loader(), stage, len(history), who) for who in ("student", "teacher")])

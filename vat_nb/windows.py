@@ -25,7 +25,7 @@ from .loading import Sample, collate, cut_window
 from .media import REASONS, Media, decode_jpegs
 from .preprocess import Store
 from .recognizer import Recognizer, newest_run
-from .releases import SUFFIXES, Task, list_videos
+from .releases import SUFFIXES, Task, named_files
 from .saliency import show_attention
 from .show import MATRIX, PALETTE, error_line, save_figure, show_frames, show_matrix, show_wave
 
@@ -261,7 +261,7 @@ def ask(self: PredictPanel, path: str | Path) -> None:
     path = find_file(path)
     try:
         if not path.exists(): raise FileNotFoundError(f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder")
-        paths = list_videos(path) if path.is_dir() else [path]
+        paths = [files.path for files in named_files(path)]
         if not paths: raise FileNotFoundError(f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})")
         self.says.value = f"reading {path.name} ..."
         self.recognizer = self.recognizer or Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
@@ -274,7 +274,7 @@ def answer(self: PredictPanel, paths: list[Path], asked: Path) -> None:
     "Read, predict and draw."
     model, task = self.recognizer, self.recognizer.task
     with tempfile.TemporaryDirectory() as tmp:
-        store = model.open(paths, tmp, processes=1 if len(paths) < 8 else 0)
+        store = model.open(asked, tmp, processes=1 if len(paths) < 8 else 0)
         found = model.look(store) if store.usable() else None
         self.rows, self.keep.layout.display = model.table(store, found), ""
         if asked.is_dir():
