@@ -578,7 +578,7 @@ def write_demo(
             for p in plans: bar.update(render(root, p) is None)
     truth = pd.DataFrame(plans)
     LABELS[layout](root, truth)
-    truth.to_json(root / "truth.json", orient="records", indent=1)  # who and what is behind each clip; no part of the kit reads it
+    truth.to_json(root / "truth.json", orient="records", indent=1, double_precision=15)  # who and what is behind each clip; no part of the kit reads it
     return root
 
 # %% ../nbs/06_synth.ipynb #2d80281e
