@@ -51,19 +51,22 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     assert {r["kind"] for r in areas} == {"swapped", "shifted"} and all(0 <= r["area"] <= 1 for r in areas)
 
 
-def test_a_release_with_pictures_only(small_release, tmp_path):
-    "Without one sound: supervised training, scores, a row for every clip."
+SOUND_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
+
+
+@pytest.mark.parametrize("kind", ["pictures only", "sound only", "silent test"])
+def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
+    "Without one sound, without one picture, or with a test split that is silent: training, scores, a row for every clip."
     release = tmp_path / "release"
     for path in small_release.rglob("*"):
         if path.is_dir(): continue
         copy = release / path.relative_to(small_release)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix not in (".mp4", ".avi"):
-            shutil.copy(path, copy)
-            continue
-        keep_stream(path, copy, "video")
+        if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1": shutil.copy(path, copy)
+        elif kind == "sound only": keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
+        else: keep_stream(path, copy, "video")
     where = "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}"
-    _, _, out = papermill(tmp_path, *where, *FAST, "pretrain_epochs=0", check=True)
+    _, _, out = papermill(tmp_path, *where, *FAST, *([] if kind == "silent test" else ["pretrain_epochs=0"]), check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == 0 and found["recall"] == {}
     assert len(pd.read_csv(out / "submission_test3.csv")) == 6

@@ -1,11 +1,13 @@
 """Files whose streams begin, end, stop and jump where they like, muxed at random: whatever is dropped, invented, silenced or shown at
 another time is told by a reason, and what can be read rightly is read rightly. Frames and sounds carry their own number."""
+import subprocess
 from dataclasses import dataclass, field
 from fractions import Fraction
 
 import av
 import numpy as np
 import pytest
+from imageio_ffmpeg import get_ffmpeg_exe
 
 FPS, BLOCK_S, LEVEL, TICKS = 8.0, 0.05, 0.3, 60000
 
@@ -145,6 +147,37 @@ def differences(spec: Spec, media) -> dict:
         if np.isnan(expected): silent += len(block) > 400
         else: dropped += np.isnan(got) or abs(got - expected) * samples / spec.rate > 0.12
     return dict(picture=wrong_picture / FPS + invented_picture, sound=(dropped + silent) * BLOCK_S, lost=max(wrong_picture / FPS, dropped * BLOCK_S))
+
+
+def decoded_by_ffmpeg(path, *how) -> bytes:
+    return subprocess.run([get_ffmpeg_exe(), "-loglevel", "error", "-i", path, *how, "-"], capture_output=True, check=True).stdout
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
+    "The oracle is FFmpeg's own program: the grays of its frames, the length and the level of its sound."
+    from vat_nb.media import decode_jpegs, read_clip
+    rng, seen = np.random.default_rng(100 + seed), 0
+    while seen < 5:
+        spec = draw(rng)
+        if spec.jump or spec.gap or len(spec.sizes) > 1 or spec.where == "opposite" or spec.other_tracks: continue
+        path, seen = tmp_path / f"{seen}.{spec.container}", seen + 1
+        write(spec, path, rng)
+        media = read_clip(path, fps=FPS, size=32)
+        raw = decoded_by_ffmpeg(path, "-map", "0:v:0", "-fps_mode", "passthrough", "-vf", "scale=8:8,format=gray", "-f", "rawvideo")
+        grays = np.frombuffer(raw, np.uint8).reshape(-1, 64).mean(1)
+        assert len(grays) == len(spec.frames)
+        origin = spec.video_start if spec.video_start - spec.audio_start <= 0.05 else spec.audio_start
+        at = np.searchsorted(spec.frames, media.times + origin + 1e-6, side="right") - 1
+        ours = np.array([decode_jpegs([j])[0].mean() for j in media.jpegs])
+        near = np.min([np.abs(ours - grays[np.clip(at + d, 0, len(grays) - 1)]) for d in (-1, 0, 1)], 0)
+        assert near.max() < 12, (spec, near)  # ranges of TV and of JPEG differ a little
+        channels = {"mono": 1, "stereo": 2, "5.1": 6}[spec.layout]
+        sound = np.frombuffer(decoded_by_ffmpeg(path, "-map", "0:a:0", "-f", "f32le", "-c:a", "pcm_f32le"), np.float32).reshape(-1, channels)
+        assert abs(len(sound) / spec.rate - spec.audio_length) < 0.1
+        line = sound[:, 2 if spec.where == "centre" else 0]
+        loud = lambda x: np.sqrt(np.mean(x[np.abs(x) > 0.01] ** 2))
+        assert abs(loud(media.audio / 32768) / loud(line) - 1) < 0.05, spec
 
 
 @pytest.mark.parametrize("seed", range(10))

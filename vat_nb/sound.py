@@ -9,7 +9,7 @@ __all__ = ['SAMPLE_RATE', 'channel_names', 'mix_channels', 'channels_cancel', 'S
 from typing import NamedTuple
 import av, numpy as np, soxr
 
-# %% ../nbs/02a_sound.ipynb #f8c9e664
+# %% ../nbs/02a_sound.ipynb #7265810d
 SAMPLE_RATE = 16000  # Hz, of every waveform in this project
 _CANCEL_POWER = 0.1  # of the mean of the channels, as a share of that of the first one: below it, they cancel each other
 _SILENT_POWER = 1e-3  # of a group of channels, as a share of the louder one's: below it, the group does not sound
@@ -38,12 +38,12 @@ def mix_channels(
 
 
 def channels_cancel(
-    x: np.ndarray,  # [C, S] float
+    first: np.ndarray,  # [S] float, the first of two channels
+    mean: np.ndarray,  # [S] float, of both
 ) -> bool:
     "Whether the mean of two channels is nearly silent while they are not."
-    if len(x) != 2: return False
-    power = np.square(x[0], dtype=np.float64).mean()
-    return bool(power > 1e-7 and np.square(x.mean(0), dtype=np.float64).mean() < _CANCEL_POWER * power)
+    power = np.dot(first, first)
+    return bool(power > 1e-7 * len(first) and np.dot(mean, mean) < _CANCEL_POWER * power)
 
 # %% ../nbs/02a_sound.ipynb #d3d1d8a1
 class Segment(NamedTuple):
@@ -66,7 +66,7 @@ def join_chunks(
         goes_on += x.shape[1] / rate
     return runs
 
-# %% ../nbs/02a_sound.ipynb #dbb030c0
+# %% ../nbs/02a_sound.ipynb #df5b24f5
 _SAMPLES = dict(u8=("u1", 128, 128), s16=("i2", 0, 1 << 15), s32=("i4", 0, 1 << 31), flt=("f4", 0, 1), dbl=("f8", 0, 1))  # format -> type, silence, full scale
 
 
@@ -101,9 +101,12 @@ class SoundTrack:
         (_, silence, full), rate = _SAMPLES[self._form[0]], self._form[2]
         for start, pieces in join_chunks(self._chunks, rate):
             x = np.concatenate(pieces, 1)
-            x = (x.astype(np.float32) - silence) / full
-            if channels_cancel(x): x, self.cancels = x[:1].repeat(2, 0), True
-            lines = mix_channels(x, self._names).astype(np.float32)
+            if len(x) > 2: lines = mix_channels(x.astype(np.float32), self._names)
+            else: lines = x.mean(0, dtype=np.float32, keepdims=True)
+            if silence or full != 1: lines = (lines - np.float32(silence)) / np.float32(full)
+            if len(x) == 2:
+                first = (x[0].astype(np.float32) - np.float32(silence)) / np.float32(full)
+                if channels_cancel(first, lines[0]): lines, self.cancels = first[None], True
             if rate != self.rate: lines = np.stack([soxr.resample(line, rate, self.rate) for line in lines])
             self._lines.append((start, lines))
         self._chunks, self._waiting = [], 0
