@@ -205,3 +205,32 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
         assert abs(np.sqrt(np.mean(loud ** 2)) - LEVEL / 2 ** 0.5) < 0.15 * LEVEL, (spec, np.sqrt(np.mean(loud ** 2)))
         if spec.other_tracks: assert "sound track 2 of 2" in media.detail, media.detail
     assert 3 < told < 30
+
+
+def test_a_clock_that_starts_again(tmp_path):
+    "Two transport streams glued together: all pictures and all sound, one after the other, and the row says so."
+    from vat_nb.media import decode_jpegs, read_clip
+    rng = np.random.default_rng(0)
+    for i in (0, 1):
+        spec = Spec("ts", "libx264", "aac", Fraction(25), 44100, "mono", "all", 0, 0, 2.0, 2.0)
+        write(spec, tmp_path / f"{i}.ts", rng)
+    (tmp_path / "both.ts").write_bytes((tmp_path / "0.ts").read_bytes() + (tmp_path / "1.ts").read_bytes())
+    media = read_clip(tmp_path / "both.ts", fps=FPS, size=32)
+    grays = [decode_jpegs([j])[0].mean() for j in media.jpegs]
+    assert "JUMP" in media.reasons and abs(media.duration - 4) < 0.2 and abs(len(media.audio) / 16000 - 4) < 0.2
+    assert np.argmax(np.diff(grays) < -50) in range(14, 18) and sum(np.diff(grays) < -50) == 1  # the second begins where the first ends
+    sound = [progress_of_sound(media.audio[round(t * 16000):][:800] / 32768) for t in (0.5, 1.5, 2.5, 3.5)]
+    assert np.allclose(sound, [0.25, 0.75, 0.25, 0.75], atol=0.08), sound
+
+
+def test_each_size_has_a_square_of_its_own(tmp_path):
+    "Where the size changes in mid-stream, the face is looked for again, and its square lies inside the picture."
+    from vat_nb.media import read_clip
+    spec = Spec("mkv", "mjpeg", "pcm_s16le", Fraction(10), 16000, "mono", "all", 0, 0, 3.0, 3.0, sizes=((64, 48), (48, 64), (160, 120)))
+    write(spec, tmp_path / "a.mkv", np.random.default_rng(0))
+    asked = []
+    def corner(frames):
+        asked.append(frames[0].shape[:2])
+        return 0.5 * frames[0].shape[1], 0.5 * frames[0].shape[0], 0.5 * min(frames[0].shape[:2])
+    media = read_clip(tmp_path / "a.mkv", fps=FPS, size=32, locate=corner)
+    assert asked == [(48, 64), (64, 48), (120, 160)] and len(media.jpegs) == 24 and not media.reasons

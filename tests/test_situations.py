@@ -252,3 +252,17 @@ def test_blanks_in_what_make_is_given():
     for p, out in (('-p out "/x/my out" -p epochs 3', "/x/my out"), ("-p epochs 3", "runs/demo"), ("-p epochs 3 -p out /y/z", "/y/z")):
         said = subprocess.run(["make", "-n", "train", f"P={p}"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
         assert f'"{out}/train.ipynb"' in said and f'mkdir -p "{out}"' in said
+
+
+def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
+    from vat_nb.preprocess import open_store, preprocess
+    from vat_nb.label_record import labels_digest
+    from vat_nb.releases import clips as clips_of
+    import json
+    table = listed(clips)
+    for labels in (table, table.assign(emotion=table["emotion"].replace(dict(happy="sad")))):
+        release, _ = released(write(clips, labels))
+        preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+        assert json.loads((tmp_path / "settings.json").read_text())["labels"] == labels_digest(open_store(tmp_path).clips)
+    assert "the labels of 6 clips changed (happy -> sad 6)" in capsys.readouterr().out
+    write(clips, table)

@@ -607,6 +607,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vat_nb.preprocess._fingerprint': ('preprocess.html#_fingerprint', 'vat_nb/preprocess.py'),
                                    'vat_nb.preprocess._one_thread': ('preprocess.html#_one_thread', 'vat_nb/preprocess.py'),
                                    'vat_nb.preprocess._process_rows': ('preprocess.html#_process_rows', 'vat_nb/preprocess.py'),
+                                   'vat_nb.preprocess._tell_changes': ('preprocess.html#_tell_changes', 'vat_nb/preprocess.py'),
                                    'vat_nb.preprocess._window': ('preprocess.html#_window', 'vat_nb/preprocess.py'),
                                    'vat_nb.preprocess.append_rows': ('preprocess.html#append_rows', 'vat_nb/preprocess.py'),
                                    'vat_nb.preprocess.dask_client': ('preprocess.html#dask_client', 'vat_nb/preprocess.py'),

@@ -16,6 +16,7 @@ from .media import *
 from .faces import *
 from .tables import *
 from .releases import *
+from .label_record import *
 from .augment import *
 from .corrupt import *
 from .synth import *
@@ -43,7 +44,6 @@ from .supervise import *
 from .pseudo import *
 from .metrics import *
 from .checkpoint import *
-from .label_record import *
 from .processes import *
 from .training import *
 from .inference import *

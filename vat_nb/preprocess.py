@@ -23,6 +23,7 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
 from .core import Busy, Clip, available_cores, clip_file, hold_lock, is_plain, printable, read_json, write_atomically
 from .faces import face_locator
+from .label_record import describe_changes, labels_digest, record_rows
 from .media import REASONS, SAMPLE_RATE, Media, MediaError, read_clip
 from .releases import Task, read_task
 from .show import show_wave
@@ -227,6 +228,15 @@ def _dask_rows(clips: list[Clip], folder: Path, settings: dict, limit: float, cl
         except KilledWorker as e: yield failed_row(clip, settings, "CRASHED", str(e).splitlines()[0])
 
 # %% ../nbs/07_preprocess.ipynb #ea8814ca
+def _tell_changes(store: Path, clips: list[Clip]) -> None:
+    "Say which labels and splits are others than when the store was made."
+    if not (store / "clips.csv").is_file(): return
+    before, splits = open_store(store).clips, lambda of: record_rows({s: [c for c in of if c.split == s] for s in {c.split for c in of}})
+    there = {c.id for c in before} & {c.id for c in clips}
+    changes = describe_changes(*(splits([c for c in of if c.id in there]) for of in (before, clips)))
+    if changes: tqdm.write(f"since {store} was made, {changes}; its pictures and sounds stay as they are")
+
+
 def preprocess(
     clips: list[Clip],
     task: Task,
@@ -245,6 +255,7 @@ def preprocess(
     if unfinished(clips, store, settings): face_locator(faces)  # missing weights stop the run before it starts
     (store / "clips").mkdir(parents=True, exist_ok=True)
     with _alone(store):
+        _tell_changes(store, clips)
         write_clips(store, clips, task, settings)
         if todo := unfinished(clips, store, settings):
             rows = _dask_rows(todo, store / "clips", settings, limit, client) if client else _process_rows(todo, store / "clips", settings, limit, processes or available_cores())
@@ -393,8 +404,9 @@ def write_clips(
     rows = [asdict(c) | dict(path=printable(c.path), audio=c.audio and printable(c.audio)) | dict(zip(task.targets, c.targets)) for c in clips]
     columns = [f for f in Clip.__dataclass_fields__ if f != "targets"] + list(task.targets)
     table = pd.DataFrame(rows, columns=columns)
+    about = dict(settings=portable(settings), task=asdict(task), labels=labels_digest(clips))
     write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
-    write_atomically(Path(store, "settings.json"), json.dumps(dict(settings=portable(settings), task=asdict(task)), indent=1).encode())
+    write_atomically(Path(store, "settings.json"), json.dumps(about, indent=1).encode())
 
 # %% ../nbs/07_preprocess.ipynb #eda93429
 def open_store(

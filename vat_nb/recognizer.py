@@ -110,7 +110,9 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         recipe: dict[str, Any],  # holds at least what BUILDING names
         temperature: float = 1.0,  # that the logits are divided by; 1 where it was not calibrated
         encoders: dict[str, CacheRecord] | None = None,  # what features were made with; None reads the recipe's store
+        labels: str = "",  # digest of the labels that it was taught, of `labels_digest`; empty where nobody said
     ):
+        self.labels = labels
         self.model, self.task, self.temperature = model.eval(), task, temperature
         self.recipe = {k: completed(recipe)[k] for k in BUILDING}
         self.encoders = encoders if encoders is not None else _records(recipe)
@@ -122,6 +124,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
             recipe=self.recipe,
             task=asdict(self.task),
             temperature=self.temperature,
+            labels=self.labels,
             encoders={k: asdict(r) for k, r in self.encoders.items()},
             frozen=frozen_digests(self.model),
         )
@@ -162,7 +165,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         for stream, digest in config.get("frozen", {}).items():
             check_digest(r[f"{stream}_encoder"], here.get(stream), digest)
         load_weights(model, tensors, path)
-        found = cls(model.to(device), task, r, temperature, encoders)
+        found = cls(model.to(device), task, r, temperature, encoders, str(config.get("labels", "")))
         found.places = places
         return found
 
