@@ -159,8 +159,12 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
          "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"]
         for x in r["masked"]
     ]
+    first, scores = next(iter(r["splits"].items()))
+    pairs = [f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})" for head, (d, low, high) in scores.get("fused_against", {}).items()]
     return "\n\n".join([
-        table(names, scored), alignment_table(runs),
+        table(names, scored),
+        *([f"The fused head of {first} minus the single ones, on the same clips: {', '.join(pairs)}."] if pairs else []),
+        alignment_table(runs),
         table(["pairs that share", "number", "mean cosine", "own pairs told from them"], blocks),
         table(["holes of the sound filled with", "squared error", "more than with its own picture"], holes),
     ])
