@@ -43,7 +43,7 @@ def test_ablation_trains_each_row_once(where, tmp_path):
     assert [r["row"] for r in found["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
     trained = len(list((out / "ablation").glob("* clean.safetensors")))
     assert trained == 2 * (len(ladder) - 1), "this recipe is the row + augmentation, and is trained once"
-    assert len(list((out / "ablation").glob("pretraining *"))) == 2 * 5, "rows that differ in fine-tuning alone share a pretraining"
+    assert len(list((out / "ablation").glob("pretraining *.safetensors"))) == 2 * 5, "rows that differ in fine-tuning alone share a pretraining"
     for row in found["rows"][1:]: assert row["low"] <= row["difference"] <= row["high"]
     kept = {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
     papermill(tmp_path, *settings, name="ablation", check=True)

@@ -48,28 +48,21 @@ def released(folder):
     return release, check(release)
 
 
-TRAIN = """
-import sys, warnings
-warnings.filterwarnings("ignore")
-from vat_nb.all import *
-from vat_nb.core import notebook_recipe
-root, out = Path(sys.argv[1]), Path(sys.argv[2])
-recipe = check_recipe(notebook_recipe(dict(
-    dataset="manifest", root=str(root), store=str(out / "store"), out=str(out), encoders="none", size="mini", fps=10.0, image=48, frames=8, faces="none",
-    pretrain_epochs=1, epochs=2, batch_size=4, valid=0.34, device="cpu", augment_image=0.0, queue=8)))
-accelerator, data = accelerator_of(recipe), open_release(recipe)
-split = split_clips(data, recipe)
-model = new_model(recipe, data, split.train)
-pretrain(model, data, split.train, recipe, accelerator, out / "pretrain.safetensors")
-finetune(model, data, split, recipe, accelerator, out / "finetune.safetensors")
-Recognizer(model, data.task, recipe).save_pretrained(out / "checkpoint")
-print("classes", *data.task.classes)
-"""
-
-
 def train(folder, out):
-    done = subprocess.run([sys.executable, "-c", TRAIN, folder, out], capture_output=True, text=True, cwd=PROJECT, env=os.environ | dict(OMP_NUM_THREADS="1"))
-    return done.returncode, done.stdout, done.stderr.strip().splitlines()[-1] if done.stderr.strip() else ""
+    "Train a small model as the notebooks do, and save it; returns its classes."
+    from vat_nb.core import notebook_recipe
+    from vat_nb.experiment import accelerator_of, check_recipe, finetune, new_model, open_release, pretrain, split_clips
+    from vat_nb.recognizer import Recognizer
+    recipe = check_recipe(notebook_recipe(dict(
+        dataset="manifest", encoders="none", root=str(folder), store=str(out / "store"), out=str(out), size="mini", fps=10.0, image=48,
+        frames=8, faces="none", pretrain_epochs=1, epochs=2, batch_size=4, valid=0.34, device="cpu", augment_image=0.0, queue=8)))
+    accelerator, data = accelerator_of(recipe), open_release(recipe)
+    split = split_clips(data, recipe)
+    model = new_model(recipe, data, split.train)
+    pretrain(model, data, split.train, recipe, accelerator, out / "pretrain.safetensors")
+    finetune(model, data, split, recipe, accelerator, out / "finetune.safetensors")
+    Recognizer(model, data.task, recipe).save_pretrained(out / "checkpoint")
+    return data.task.classes
 
 
 def test_the_order_of_the_rows_changes_nothing(clips, tmp_path):
@@ -77,12 +70,11 @@ def test_the_order_of_the_rows_changes_nothing(clips, tmp_path):
     table, weights = listed(clips), []
     for seed in (0, 1):
         write(clips, table.sample(frac=1, random_state=seed))
-        code, said, why = train(clips, tmp_path / str(seed))
-        assert code == 0 and "classes angry happy sad" in said, why
+        assert train(clips, tmp_path / str(seed)) == CLASSES
         weights.append((tmp_path / f"{seed}/checkpoint/model.safetensors").read_bytes())
     assert weights[0] == weights[1]
     write(clips, table.sort_values("emotion", ascending=False))  # sorted in a spreadsheet: the run that is there goes on
-    assert train(clips, tmp_path / "0")[0] == 0
+    train(clips, tmp_path / "0")
     assert (tmp_path / "0/checkpoint/model.safetensors").read_bytes() == weights[0]
 
 
@@ -90,15 +82,15 @@ def test_corrected_labels_are_never_mixed_with_old_weights(clips, tmp_path):
     "Two classes swapped in train, then a class more, then another split: each is refused in a sentence that says what changed."
     table = listed(clips)
     write(clips, table)
-    assert train(clips, tmp_path)[0] == 0
+    train(clips, tmp_path)
     saved = (tmp_path / "checkpoint/model.safetensors").read_bytes()
     swap = table["emotion"].where(table["split"] == "test", table["emotion"].replace(dict(happy="sad", sad="happy")))
     new = table["emotion"].where(table["path"] != "c/sad_train0.mp4", "bored")
     moved = table["split"].where(table["path"] != "c/sad_train0.mp4", "test")
     for change, says in ((dict(emotion=swap), "labels of"), (dict(emotion=new), "bored"), (dict(split=moved), "are gone")):
         write(clips, table.assign(**change))
-        code, _, why = train(clips, tmp_path)
-        assert code != 0 and "was trained on other clips or labels" in why and says in why and "-p resume False" in why, why
+        with pytest.raises(ValueError, match="was trained on other clips or labels") as refused: train(clips, tmp_path)
+        assert says in str(refused.value) and "-p resume False" in str(refused.value)
     assert (tmp_path / "checkpoint/model.safetensors").read_bytes() == saved
     write(clips, table)
 
