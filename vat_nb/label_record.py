@@ -74,8 +74,8 @@ def refuse_changed(
         changes = describe_changes(before, now)
         if describe_changes(counts(before), counts(now)):
             raise ValueError(
-                f"{path.parent} was trained on other clips or labels: {changes}. Start again with -p resume False, or take "
-                "another out folder (-p out runs/NAME)"
+                f"{path.parent} was trained on other clips or labels: {changes}. Start again with -p resume False, or "
+                "take another out folder (-p out runs/NAME)"
             )
         return
     text = io.StringIO(newline="")

@@ -160,10 +160,14 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
         for x in r["masked"]
     ]
     first, scores = next(iter(r["splits"].items()))
-    pairs = [f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})" for head, (d, low, high) in scores.get("fused_against", {}).items()]
+    pairs = [
+        f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})"
+        for head, (d, low, high) in scores.get("fused_against", {}).items()
+    ]
+    against = f"The fused head of {first} minus the single ones, on the same clips: {', '.join(pairs)}."
     return "\n\n".join([
         table(names, scored),
-        *([f"The fused head of {first} minus the single ones, on the same clips: {', '.join(pairs)}."] if pairs else []),
+        *([against] if pairs else []),
         alignment_table(runs),
         table(["pairs that share", "number", "mean cosine", "own pairs told from them"], blocks),
         table(["holes of the sound filled with", "squared error", "more than with its own picture"], holes),

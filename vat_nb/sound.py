@@ -11,11 +11,12 @@ import av, numpy as np, soxr
 
 # %% ../nbs/02a_sound.ipynb #7265810d
 SAMPLE_RATE = 16000  # Hz, of every waveform in this project
-_CANCEL_POWER = 0.1  # of the mean of the channels, as a share of that of the first one: below it, they cancel each other
+_CANCEL_POWER = 0.1  # of the channels' mean, as a share of that of the first: below it, they cancel each other
 _SILENT_POWER = 1e-3  # of a group of channels, as a share of the louder one's: below it, the group does not sound
 
 
-_USUAL = {3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}  # number of channels -> layout, where a file names none
+# number of channels -> layout, where a file names none
+_USUAL = {3: "2.1", 4: "4.0", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
 
 
 def channel_names(
@@ -32,7 +33,8 @@ def mix_channels(
     names: tuple[str, ...],  # of the channels, as FFmpeg has them: FL, FR, FC, LFE, ...
 ) -> np.ndarray:  # [L, S] float; two lines where centre and fronts are kept apart
     "Bring channels down to one line, or to centre and fronts."
-    centre, fronts = [i for i, n in enumerate(names) if n == "FC"], [i for i, n in enumerate(names) if n in ("FL", "FR")]
+    centre = [i for i, n in enumerate(names) if n == "FC"]
+    fronts = [i for i, n in enumerate(names) if n in ("FL", "FR")]
     if len(x) > 2 and centre and fronts: return np.stack([x[centre[0]], x[fronts].mean(0)])
     return x[fronts if len(x) > 2 and fronts else slice(None)].mean(0, keepdims=True)
 
@@ -67,14 +69,17 @@ def join_chunks(
     return runs
 
 # %% ../nbs/02a_sound.ipynb #df5b24f5
-_SAMPLES = dict(u8=("u1", 128, 128), s16=("i2", 0, 1 << 15), s32=("i4", 0, 1 << 31), flt=("f4", 0, 1), dbl=("f8", 0, 1))  # format -> type, silence, full scale
+_SAMPLES = dict(
+    u8=("u1", 128, 128), s16=("i2", 0, 1 << 15), s32=("i4", 0, 1 << 31), flt=("f4", 0, 1), dbl=("f8", 0, 1),
+)  # format -> type, silence, full scale
 
 
 class SoundTrack:
     "The sound of a file, as its codec gives it."
 
     def __init__(self):
-        self.rate, self.end, self.cancels = SAMPLE_RATE, 0.0, False  # Hz of what comes out; s, of what came last; whether channels cancelled
+        self.rate, self.end = SAMPLE_RATE, 0.0  # Hz of what comes out; s, of what came last
+        self.cancels = False  # whether channels cancelled each other
         self._form: tuple[str, str, int] | None = None  # of what waits: format, layout and rate
         self._names: tuple[str, ...] = ()  # of its channels
         self._chunks: list[tuple[float, np.ndarray]] = []

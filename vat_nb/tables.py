@@ -99,14 +99,17 @@ def read_table(
                 findings.append(Finding("warning", "fewer fields than the header", cells[0], where, detail))
             rows.append([*(cells + [""] * len(header))[:len(header)], where])
     except csv.Error as e:
-        raise ReleaseError(f"{path}:{reader.line_num + skipped}: this is no table ({e}): is a quote not closed?") from None
+        line = reader.line_num + skipped
+        raise ReleaseError(f"{path}:{line}: this is no table ({e}): is a quote not closed?") from None
     if encoding not in ("UTF-8", "UTF-16"):
         detail = f"read as {encoding}; save the file as UTF-8 if letters are wrong"
         findings.append(Finding("info", "encoding", "", path.name, detail))
     return LabelTable(pd.DataFrame(rows, columns=[*header, "where"], dtype=str), findings)
 
 # %% ../nbs/03b_tables.ipynb #1eceaf76
-MISSING = frozenset(("", "nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "nil", "-", "--", "?"))  # in lower case
+MISSING = frozenset((
+    "", "nan", "na", "n/a", "#n/a", "#na", "<na>", "nat", "null", "nil", "-", "--", "?",
+))  # in lower case
 
 
 def is_missing(
@@ -141,7 +144,8 @@ DIMENSIONS = frozenset((
     "liking", "likability", "trustworthiness", "stress", "sentiment",
 ))  # of emotion: whole numbers in such a column are ratings
 FACTS = frozenset((
-    "duration", "length", "seconds", "frames", "fps", "width", "height", "size", "samples", "sample_rate", "age", "year",
+    "duration", "length", "seconds", "frames", "fps", "width", "height", "size", "samples", "sample_rate", "age",
+    "year",
 ))  # about a file or a person: decimals in such a column are no ratings
 
 
@@ -168,7 +172,9 @@ def judge_numbers(
     cells = [c for c in cells if not is_missing(c)]
     numbers = [x for x in map(number_in, cells) if math.isfinite(x)]
     if not numbers: return Column(False, "it holds no numbers")
-    if len(numbers) < (0.5 if name.lower() in DIMENSIONS else 0.8) * len(cells): return Column(False, f"only {len(numbers)} of {len(cells)} cells are numbers")
+    least = 0.5 if name.lower() in DIMENSIONS else 0.8  # share of the cells
+    if len(numbers) < least * len(cells):
+        return Column(False, f"only {len(numbers)} of {len(cells)} cells are numbers")
     if name.lower() in FACTS: return Column(False, "it says something about the file or the person, and is no rating")
     if any(x != int(x) for x in numbers) or name.lower() in DIMENSIONS: return Column(True, f"{len(numbers)} ratings")
     return Column(False, "it holds whole numbers, which could count or name something")
@@ -179,7 +185,8 @@ def spelling_key(
 ) -> str:
     "What is left of a word when capitals, blanks and the form of a number do not count."
     number = number_in(word)
-    return f"{number:g}" if math.isfinite(number) else "".join(word.casefold().replace("_", " ").replace("-", " ").split())
+    if math.isfinite(number): return f"{number:g}"
+    return "".join(word.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def spellings(
@@ -197,4 +204,7 @@ def sort_classes(
     names: Iterable[str],
 ) -> tuple[str, ...]:
     "Names in an order that does not depend on the rows: numbers by value, words by letter."
-    return tuple(sorted(set(names), key=lambda n: (math.isnan(number_in(n)), number_in(n) if math.isfinite(number_in(n)) else 0, n)))
+    def place(name: str) -> tuple[bool, float, str]:
+        number = number_in(name)
+        return not math.isfinite(number), number if math.isfinite(number) else 0.0, name
+    return tuple(sorted(set(names), key=place))
