@@ -258,3 +258,27 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
         assert json.loads((tmp_path / "settings.json").read_text())["labels"] == labels_digest(open_store(tmp_path).clips)
     assert "the labels of 6 clips changed (happy -> sad 6)" in capsys.readouterr().out
     write(clips, table)
+
+
+def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
+    "Killed between its two tables: the next run writes both, and no dead end is left."
+    from vat_nb.preprocess import open_store, preprocess
+    from vat_nb.releases import clips as clips_of
+    release, _ = released(write(clips, listed(clips)))
+    again = lambda: preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+    again()
+    (tmp_path / "settings.json").unlink()
+    again()
+    assert len(open_store(tmp_path).usable()) == 18
+
+
+def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
+    "A file of the same name elsewhere, such as the sound that a store exports, is no sound of the video."
+    import soundfile
+    from vat_nb.releases import cheavd2, clips as clips_of, named_files
+    for name in ("film/train/a.mp4", "store/audio/a.wav", "other/a.wav"): (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "film/train/a.mp4")
+    for name in ("store/audio/a.wav", "other/a.wav"): soundfile.write(tmp_path / name, np.zeros(16000), 16000)
+    (tmp_path / "film/train/list.csv").write_text("name,emotion\na,happy\n")
+    assert [(Path(c.path).name, c.audio) for c in clips_of(cheavd2(tmp_path))] == [("a.mp4", None)]
+    assert len(named_files(tmp_path)) == 3 and not any(files.audio for files in named_files(tmp_path))

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'HELD_SPLITS', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe', 'resolve_faces', 'accelerator_of', 'reading',
-           'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'draw_clips', 'has_both',
-           'check_pseudo', 'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audited', 'new_model',
-           'loader_of', 'predict_clips', 'list_of', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model',
-           'run_key', 'scored_clips', 'run_recipe']
+           'open_release', 'is_labelled', 'unlabel', 'few_labels', 'Split', 'watched_clips', 'has_both', 'check_pseudo',
+           'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audited', 'new_model', 'loader_of',
+           'predict_clips', 'list_of', 'schedule', 'pretrain', 'validation', 'finetune', 'train_model', 'run_key',
+           'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
 import hashlib, json
@@ -230,24 +230,10 @@ class Split(NamedTuple):
     held: tuple[Clip, ...] = ()  # of a release only pretrained on: clips that take no part, and show what was learnt
 
 
-def watched_clips(
-    data: Store,
-    split: Split,
-    most: int | None = None,  # of more, so many are drawn; None takes all
-) -> list[Clip]:
+def watched_clips(data: Store, split: Split) -> list[Clip]:
     "The clips whose alignment is looked at: those of the first scored split, or what else there is."
     clips = split.held or (data.usable(split.tests[0]) if split.tests else split.valid or split.train)
-    return draw_clips([c for c in clips if has_both(data, c)], most)
-
-
-def draw_clips(
-    clips: list[Clip],
-    most: int | None,  # None keeps all
-) -> list[Clip]:  # in their order
-    "Draw some clips, always the same."
-    if most is None or len(clips) <= most: return clips
-    rows = np.random.default_rng(0).choice(len(clips), most, replace=False)
-    return [clips[i] for i in sorted(rows)]
+    return [c for c in clips if has_both(data, c)]
 
 
 def has_both(data: Store, clip: Clip) -> bool:

@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'FORMS', 'Predictions', 'predict', 'truth', 'score', 'main_score', 'plain_score', 'score_interval', 'Form',
-           'submission', 'usual', 'results_table', 'under', 'robustness']
+           'submission', 'usual', 'fused_against', 'results_table', 'under', 'robustness']
 
 # %% ../nbs/19_inference.ipynb #7ffe9bcc
 import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from .core import Batch, Clip
@@ -159,6 +159,17 @@ def usual(
     return task.classes[np.bincount(y[y >= 0]).argmax()] if (y >= 0).any() else "", [float(x) for x in np.nanmean(t, 0)] if len(t) and t.shape[1] else []
 
 # %% ../nbs/19_inference.ipynb #f0120ec7
+def fused_against(
+    splits: dict[str, dict[str, Any]],  # of metrics.json
+) -> str:  # empty where there is no score, or an older run did not compare
+    "Say in a sentence how much better the fused head of the first split is than the single ones."
+    if not splits: return ""
+    split, scores = next(iter(splits.items()))
+    differences = scores.get("fused_against", {}).items()
+    pairs = [f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})" for head, (d, low, high) in differences]
+    return f"The fused head of {split} minus the single ones, on the same clips: {', '.join(pairs)}." if pairs else ""
+
+
 def results_table(
     path: str | Path,  # a run's metrics.json
 ) -> str:  # Markdown
@@ -170,9 +181,7 @@ def results_table(
     for split, r in found["splits"].items():
         cells = [f"{v:.2f} ({lo:.2f} to {hi:.2f})" for v, lo, hi in r["intervals"].values()]
         lines.append(f"| {split} | {r['clips']} | {' | '.join(cells)} |")
-    for split, r in list(found["splits"].items())[:1]:
-        pairs = [f"{h} {d:+.2f} ({low:+.2f} to {high:+.2f})" for h, (d, low, high) in r.get("fused_against", {}).items()]
-        if pairs: lines += ["", f"The fused head of {split} against the single ones, on the same clips: {', '.join(pairs)}."]
+    if against := fused_against(found["splits"]): lines += ["", against]
     r = found["recall"]
     recall = [f"{d.replace('->', ' to ')} {r['after']['@5'][d]:.2f}" for d in ("video->audio", "audio->video")]
     return "\n".join([*lines, "", f"Recall at 5 after pretraining: {', '.join(recall)}; chance {r['chance']['@5']['video->audio']:.2f}."])

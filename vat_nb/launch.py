@@ -40,7 +40,7 @@ def _train(recipe: dict[str, Any], accelerator: Accelerator, out: Path, saved: P
     with accelerator.main_process_first(): data = open_release(recipe)  # the first one preprocesses what is missing
     split = split_clips(data, recipe)
     model, clips, told = new_model(recipe, data, split.train + split.unlabelled), split.train + split.unlabelled, lambda stage: None
-    if accelerator.is_main_process: told = keep_run(out, data, choose_clips(data, watched_clips(data, split, recipe["monitor_clips"]), recipe["keep_clips"]), recipe, model)
+    if accelerator.is_main_process: told = keep_run(out, data, choose_clips(data, watched_clips(data, split), recipe["keep_clips"]), recipe, model)
     before = saved / "pretrain.safetensors"
     if recipe["stage"] != "finetune" and recipe["pretrain_epochs"]: pretrain(model, data, clips, recipe, accelerator, before, each_epoch=told("pretrain"))
     elif recipe["stage"] == "finetune" and before.exists(): load_weights(model, student_weights(before), before)

@@ -13,7 +13,8 @@ import math, time
 from bisect import bisect, insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
 from typing import NamedTuple
@@ -474,7 +475,7 @@ def _read_sound_file(path: str | Path, sound: SoundTrack, zero: float, start: fl
 AUDIBLE = 0.01  # of a clip's mean power: what a codec adds at the end is softer
 
 
-@dataclass
+@dataclass(frozen=True)
 class Reading:
     "Everything that one pass over a file has found; times in s from the clip's beginning."
     pictures: list[tuple[bytes, range]]  # JPEGs and the wanted times that they answer
@@ -484,16 +485,16 @@ class Reading:
     length: float  # s that are asked for; infinite: all
     fps: float
 
-    def close_jumps(self) -> bool:
-        "Take out what the clock invents; returns whether anything was."
+    def without_jumps(self) -> "Reading":
+        "The same without what the clock invents; itself where it invents nothing."
         sounds = [(s.start, s.start + len(s.samples) / self.rate) for s in self.segments]
         cuts = find_cuts(self.spans, sounds, self.fps)
-        if not cuts: return False
+        if not cuts: return self
         at = lambda k: round(without_cuts(k / self.fps, cuts) * self.fps)
-        self.pictures = [(jpeg, range(at(r.start), at(r.stop))) for jpeg, r in self.pictures]
-        self.spans = [(without_cuts(a, cuts), without_cuts(b, cuts)) for a, b in self.spans]
-        self.segments = [Segment(without_cuts(s.start, cuts), s.samples) for s in self.segments]
-        return True
+        pictures = [(jpeg, range(at(r.start), at(r.stop))) for jpeg, r in self.pictures]
+        spans = [(without_cuts(a, cuts), without_cuts(b, cuts)) for a, b in self.spans]
+        segments = [Segment(without_cuts(s.start, cuts), s.samples) for s in self.segments]
+        return replace(self, pictures=pictures, spans=spans, segments=segments)
 
     @property
     def picture(self) -> tuple[float, float]:
@@ -506,7 +507,7 @@ class Reading:
         ends = [min(s.start + len(s.samples) / self.rate, self.length) for s in self.segments]
         return (max(min(s.start for s in self.segments), 0.0), max(ends)) if ends else (0.0, 0.0)
 
-    @property
+    @cached_property
     def duration(self) -> float:
         "s of the clip: what is heard after the picture belongs to it, a codec's silent padding does not."
         (_, video), (_, audio) = self.picture, self.sound
@@ -579,27 +580,29 @@ def read_clip(
         except MediaError as e: notes["AUDIO_FILE"] = str(e)
     segments = [Segment(s.start - clock_zero - first, s.samples) for s in sound.segments()]
     segments = [s for s in segments if s.start < length and s.start + len(s.samples) / sound.rate > 0]
-    found = Reading(cropper.pictures, spans, segments, sound.rate, length, fps)
-    if not found.pictures and not segments:
+    whole = Reading(cropper.pictures, spans, segments, sound.rate, length, fps)
+    if not whole.pictures and not segments:
         if is_part and not counts.errors: raise MediaError("OUTSIDE", path, f"nothing after {first:g} s")
         raise MediaError("DECODE_ERROR", path, f"{counts.errors} errors, nothing left")
-    reached = max(counts.seen, round(found.duration * rate))  # an AVI counts the moments in which the picture stays as frames
+    reached = max(counts.seen, round(whole.duration * rate))  # an AVI counts the moments in which the picture stays as frames
     heard = sum(len(s.samples) for s in segments) / sound.rate
     if counts.errors: notes["DECODE_ERROR"] = f"{counts.errors} packets"
     if reached < 0.98 * declared - 1 or 0 < heard < 0.98 * promised - 0.1:
         notes["TRUNCATED"] = f"{counts.seen} of {declared} frames, {heard:.2f} of {promised:.2f} s of sound"
-    if found.close_jumps() or len(clock.offsets) > 1: notes["JUMP"] = ""
-    notes |= found.differences()
-    duration, missing = found.duration, (min(end, math.inf) - first - found.duration if end is not None else 0.0)
-    if is_noticeable(-(start or 0.0), duration) or is_noticeable(missing, length): notes["OUTSIDE"] = f"{duration:.2f} s of the part are there"
-    samples = lay_audio(segments if not notes.keys() & {"JUMP"} else found.segments, sound.rate, duration)
+    clip = whole.without_jumps()
+    if clip is not whole or len(clock.offsets) > 1: notes["JUMP"] = ""
+    notes |= clip.differences()
+    duration = clip.duration
+    if is_noticeable(-(start or 0.0), duration) or end is not None and is_noticeable(length - duration, length):
+        notes["OUTSIDE"] = f"{duration:.2f} s of the part are there"
+    samples = lay_audio(clip.segments, sound.rate, duration)
     if sound.cancels: notes["CANCELS"] = ""
-    if not found.pictures: notes["NO_VIDEO"] = ""
+    if not clip.pictures: notes["NO_VIDEO"] = ""
     if not len(samples): notes["NO_AUDIO"] = ""
     if cropper.not_found: notes["NO_FACE"] = ""
     if duration < 0.1: notes["SHORT"] = ""
-    jpegs = [jpeg for jpeg, wanted in found.pictures for _ in wanted]
-    numbers = [k for _, wanted in found.pictures for k in wanted]
+    jpegs = [jpeg for jpeg, wanted in clip.pictures for _ in wanted]
+    numbers = [k for _, wanted in clip.pictures for k in wanted]
     times = np.array([duration / 2] if len(numbers) == 1 and duration < 0.5 / fps else (np.array(numbers) + 0.5) / fps)
     detail = "; ".join(d for d in (*notes.values(), tracks) if d)
     return Media(jpegs, times, samples, duration, tuple(r for r in REASONS if r in notes), detail, cropper.box)

@@ -229,9 +229,12 @@ def _dask_rows(clips: list[Clip], folder: Path, settings: dict, limit: float, cl
 
 # %% ../nbs/07_preprocess.ipynb #ea8814ca
 def _tell_changes(store: Path, clips: list[Clip]) -> None:
-    "Say which labels and splits are others than when the store was made."
-    if not (store / "clips.csv").is_file(): return
-    before, splits = open_store(store).clips, lambda of: record_rows({s: [c for c in of if c.split == s] for s in {c.split for c in of}})
+    "Say which labels and splits are others than when the store was made; a store that was cut off has nothing to say."
+    try:
+        if read_json((store / "settings.json").read_bytes(), store).get("labels") == labels_digest(clips): return
+        before = open_store(store).clips
+    except (OSError, ValueError): return
+    splits = lambda of: record_rows({s: [c for c in of if c.split == s] for s in {c.split for c in of}})
     there = {c.id for c in before} & {c.id for c in clips}
     changes = describe_changes(*(splits([c for c in of if c.id in there]) for of in (before, clips)))
     if changes: tqdm.write(f"since {store} was made, {changes}; its pictures and sounds stay as they are")

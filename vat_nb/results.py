@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from .core import Clip, find_settings, read_json, write_atomically
 from .ensemble import Way, average, compare, mean_score
-from .inference import HEADS, Predictions
+from .inference import HEADS, Predictions, fused_against
 from .releases import Task
 
 # %% ../nbs/24_results.ipynb #abe8c30f
@@ -159,15 +159,10 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
          "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"]
         for x in r["masked"]
     ]
-    first, scores = next(iter(r["splits"].items()))
-    pairs = [
-        f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})"
-        for head, (d, low, high) in scores.get("fused_against", {}).items()
-    ]
-    against = f"The fused head of {first} minus the single ones, on the same clips: {', '.join(pairs)}."
+    against = fused_against(r["splits"])
     return "\n\n".join([
         table(names, scored),
-        *([against] if pairs else []),
+        *([against] if against else []),
         alignment_table(runs),
         table(["pairs that share", "number", "mean cosine", "own pairs told from them"], blocks),
         table(["holes of the sound filled with", "squared error", "more than with its own picture"], holes),

@@ -29,14 +29,15 @@ def channel_names(
 
 
 def mix_channels(
-    x: np.ndarray,  # [C, S] float
+    x: np.ndarray,  # [C, S] of any type
     names: tuple[str, ...],  # of the channels, as FFmpeg has them: FL, FR, FC, LFE, ...
-) -> np.ndarray:  # [L, S] float; two lines where centre and fronts are kept apart
+) -> np.ndarray:  # [L, S] float32; two lines where centre and fronts are kept apart
     "Bring channels down to one line, or to centre and fronts."
     centre = [i for i, n in enumerate(names) if n == "FC"]
     fronts = [i for i, n in enumerate(names) if n in ("FL", "FR")]
-    if len(x) > 2 and centre and fronts: return np.stack([x[centre[0]], x[fronts].mean(0)])
-    return x[fronts if len(x) > 2 and fronts else slice(None)].mean(0, keepdims=True)
+    if len(x) <= 2: return x.mean(0, dtype=np.float32, keepdims=True)
+    groups = [centre, fronts] if centre and fronts else [fronts or list(range(len(x)))]
+    return np.stack([x[rows].mean(0, dtype=np.float32) for rows in groups])
 
 
 def channels_cancel(
@@ -106,8 +107,7 @@ class SoundTrack:
         (_, silence, full), rate = _SAMPLES[self._form[0]], self._form[2]
         for start, pieces in join_chunks(self._chunks, rate):
             x = np.concatenate(pieces, 1)
-            if len(x) > 2: lines = mix_channels(x.astype(np.float32), self._names)
-            else: lines = x.mean(0, dtype=np.float32, keepdims=True)
+            lines = mix_channels(x, self._names)
             if silence or full != 1: lines = (lines - np.float32(silence)) / np.float32(full)
             if len(x) == 2:
                 first = (x[0].astype(np.float32) - np.float32(silence)) / np.float32(full)

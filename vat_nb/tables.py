@@ -151,10 +151,12 @@ FACTS = frozenset((
 
 def match_columns(
     columns: Iterable[str],  # names as the file has them
+    roles: dict[str, Sequence[str]] = COLUMNS,  # what a column holds -> names that say so, the first one first
 ) -> dict[str, str]:  # what it holds -> the column's name
     "Which column holds what, by its name."
     by_name = {name.lower(): name for name in reversed(list(columns))}
-    matches = {role: next((by_name[n] for n in names if n in by_name), None) for role, names in COLUMNS.items()}
+    first = lambda names: next((by_name[n.lower()] for n in names if n.lower() in by_name), None)
+    matches = {role: first(names) for role, names in roles.items()}
     return {role: name for role, name in matches.items() if name is not None}
 
 # %% ../nbs/03b_tables.ipynb #fb4c5be3
