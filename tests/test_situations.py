@@ -282,3 +282,18 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
     (tmp_path / "film/train/list.csv").write_text("name,emotion\na,happy\n")
     assert [(Path(c.path).name, c.audio) for c in clips_of(cheavd2(tmp_path))] == [("a.mp4", None)]
     assert len(named_files(tmp_path)) == 3 and not any(files.audio for files in named_files(tmp_path))
+
+
+def test_an_archive_from_a_chinese_windows(clips, tmp_path):
+    "File names in GBK bytes, in a release's own layout: read, under a name that can be printed, and no clip ends the run."
+    from vat_nb.preprocess import open_store, preprocess
+    from vat_nb.releases import check, clips as clips_of, mer23
+    (tmp_path / "train").mkdir()
+    shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "train" / os.fsdecode("高兴".encode("gbk") + b".mp4"))
+    shutil.copy(clips / "c/sad_train0.mp4", tmp_path / "train/sad.mp4")
+    (tmp_path / "train-label.csv").write_text("name,discrete\nsad,sad\n")
+    release = mer23(tmp_path)
+    check(release)
+    ledger = preprocess(clips_of(release), release.task, tmp_path / "store", fps=4.0, size=48, processes=1)
+    assert ledger["id"].tolist() == ["%B8%DF%D0%CB", "sad"] and set(ledger["status"]) == {"ok"}
+    assert len(open_store(tmp_path / "store").usable()) == 2

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 import pandas as pd
-from .core import Clip, is_plain
+from .core import Clip, is_plain, printable
 from vat_nb.tables import (
     Finding, LabelTable, ReleaseError, is_missing, judge_numbers, match_columns, number_in, read_table, sort_classes, spellings,
 )
@@ -161,7 +161,7 @@ def _video_table(rows: Iterable[tuple[str, str, MediaFiles]]) -> pd.DataFrame:  
 def _videos(folders: dict[str, Iterable[Path]]) -> pd.DataFrame:
     rows = []
     for split, places in folders.items():
-        rows += [(c.path.stem, split, c) for c in join_streams(p for folder in places for p in list_videos(folder))]
+        rows += [(printable(c.path.stem), split, c) for c in join_streams(p for folder in places for p in list_videos(folder))]
     return _video_table(rows)
 
 
@@ -237,7 +237,7 @@ def unpack_labels(
 def _by_stem(root: Path, videos: str | None) -> dict[str, list[MediaFiles]]:
     "Clips below a folder by stem; a sound file counts only where there is no video of its name."
     clips: dict[str, list[MediaFiles]] = {}
-    for c in join_streams(list_videos(root / (videos or "."))): clips.setdefault(c.path.stem, []).append(c)
+    for c in join_streams(list_videos(root / (videos or "."))): clips.setdefault(printable(c.path.stem), []).append(c)
     return {stem: [c for c in cs if c.path.suffix.lower() not in SOUND_SUFFIXES] or cs for stem, cs in clips.items()}
 
 
