@@ -1,12 +1,15 @@
 "Shared by the tests: where the project lies, where real clips lie, a small release, and a run on it."
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from browser import lab  # noqa: F401
+from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[1]
+RELEASE = "R&D videos [1]"  # a name that shells and patterns stumble over
 
 
 @pytest.fixture(scope="session")
@@ -52,14 +55,29 @@ def small_release(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."
     from vat_nb.synth import plan_demo, write_demo
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
-    return write_demo(tmp_path_factory.mktemp("release") / "R&D videos [1]", processes=0, plans=plans)
+    return once(tmp_path_factory, "release", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans)) / RELEASE
+
+
+def once(tmp_path_factory, name, make):
+    "What one process of the tests makes and all of them use."
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 @pytest.fixture(scope="session")
 def demo_run(small_release, tmp_path_factory):
     "The folder of a short run on the small release, as the training notebook leaves it."
-    folder = tmp_path_factory.mktemp("run")
-    settings = dict(dataset="demo", layout="mer23", synthetic=False, root=small_release, store=folder / "store", out=folder / "runs/demo", frames=10, batch_size=8, pretrain_epochs=2, epochs=2, keep_clips=12)
-    pairs = [x for k, v in settings.items() for x in ("-p", k, str(v))]
-    subprocess.run([sys.executable, "-m", "papermill", "nbs/train.ipynb", folder / "train.ipynb", "--kernel", "python3", *pairs], cwd=PROJECT, check=True, capture_output=True)
-    return folder / "runs/demo"
+    def train(folder):
+        folder.mkdir()
+        settings = dict(
+            dataset="demo", layout="mer23", synthetic=False, root=small_release, store=folder / "store", out=folder / "runs/demo", frames=10,
+            batch_size=8, pretrain_epochs=2, epochs=2, keep_clips=12,
+        )
+        command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", folder / "train.ipynb", "--kernel", "python3"]
+        subprocess.run([*command, *(x for k, v in settings.items() for x in ("-p", k, str(v)))], cwd=PROJECT, check=True, capture_output=True)
+    return once(tmp_path_factory, "demo_run", train) / "runs/demo"

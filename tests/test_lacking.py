@@ -66,7 +66,22 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
         elif kind == "sound only": keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
         else: keep_stream(path, copy, "video")
     where = "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}"
-    _, _, out = papermill(tmp_path, *where, *FAST, *([] if kind == "silent test" else ["pretrain_epochs=0"]), check=True)
+    _, _, out = papermill(tmp_path, *where, *FAST, "keep_clips=6", check=True)
     found = json.loads((out / "metrics.json").read_text())
-    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == 0 and found["recall"] == {}
+    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == (4 if kind == "silent test" else 0)
+    assert set(found["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())
     assert len(pd.read_csv(out / "submission_test3.csv")) == 6
+    papermill(tmp_path, "dataset=mer23", f"run={out}", name="alignment", check=True)
+    if kind == "silent test": return  # clips of another test are looked at
+    assert "both picture and sound" in printed(tmp_path / "alignment.ipynb")
+    if kind == "pictures only": return
+    papermill(tmp_path, "dataset=mer23", f"run={out}", name="attention", check=True)
+    assert "both picture and sound" in printed(tmp_path / "attention.ipynb")
+    papermill(tmp_path, *where, *FAST[:2], *FAST[3:6], name="audit", check=True)
+    assert "nothing to audit: 0 of 40 clips" in printed(tmp_path / "audit.ipynb")
+
+
+def printed(notebook):
+    "What the cells of an executed notebook printed."
+    outputs = [o for c in json.loads(notebook.read_text())["cells"] for o in c.get("outputs", [])]
+    return "".join("".join(o.get("text", "")) for o in outputs)

@@ -186,6 +186,27 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     assert store.clips[0].audio.endswith(where)
 
 
+def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
+    "Each part has the sound of its own time, out of the file beside the video."
+    import soundfile
+    from conftest import keep_stream
+    from vat_nb.preprocess import open_store, preprocess
+    from vat_nb.releases import clips as clips_of
+    keep_stream(clips / "c/happy_train0.mp4", tmp_path / "a.mp4", "video")
+    t = np.arange(16000) / 16000
+    soundfile.write(tmp_path / "a.wav", 0.4 * np.sin(2 * np.pi * np.where(t < 0.5, 700, 1500) * t), 16000)
+    rows = [("a.mp4", "train", "happy", 0, 0.5), ("a.mp4", "train", "sad", 0.5, 1)]
+    release, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
+    preprocess(clips_of(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
+    store = open_store(tmp_path / "store")
+    heard = {}
+    for clip in store.clips:
+        media = store.media(clip)
+        assert not media.reasons and len(media.jpegs) == 5
+        heard[clip.start] = np.abs(np.fft.rfft(media.audio[1000:7000])).argmax() * 16000 / 6000
+    assert abs(heard[0] - 700) < 5 and abs(heard[0.5] - 1500) < 5
+
+
 def test_names(clips, tmp_path):
     "Very long names, colons, percent signs and bytes that are no UTF-8: each is read, and none ends a run."
     from vat_nb.core import Clip

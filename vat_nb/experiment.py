@@ -10,7 +10,7 @@ __all__ = ['SHARES', 'HELD_SPLITS', 'COMMON', 'TUNING', 'BLENDS', 'check_recipe'
            'scored_clips', 'run_recipe']
 
 # %% ../nbs/21_experiment.ipynb #1139488f
-import hashlib, json
+import hashlib, json, warnings
 import numpy as np, pandas as pd, torch
 from accelerate import Accelerator
 from collections.abc import Callable
@@ -231,9 +231,11 @@ class Split(NamedTuple):
 
 
 def watched_clips(data: Store, split: Split) -> list[Clip]:
-    "The clips whose alignment is looked at: those of the first scored split, or what else there is."
-    clips = split.held or (data.usable(split.tests[0]) if split.tests else split.valid or split.train)
-    return [c for c in clips if has_both(data, c)]
+    "The clips whose alignment is looked at: of the first scored split that has picture and sound, or what else has."
+    tests = (filter(is_labelled, data.usable(name)) for name in split.tests)
+    for clips in (split.held, *tests, split.valid, split.train):
+        if pairs := [c for c in clips if has_both(data, c)]: return pairs
+    return []
 
 
 def has_both(data: Store, clip: Clip) -> bool:
@@ -427,16 +429,16 @@ def pretrain(
     checkpoint: Path | None = None,  # file to go on from
     curves: LiveCurves | None = None,
     each_epoch: Callable | None = None,  # see `fit`
-) -> list[dict[str, float]]:  # one row per epoch
-    "Contrast, matching and masked sound, without labels."
+) -> list[dict[str, float]]:  # one row per epoch; none where no two clips have both picture and sound
+    "Contrast, matching and masked sound, without labels. Raises ParameterError where stage is pretrain and there are no pairs."
     # one order, whichever clips have labels: runs with few and with many share it
     place = {c.id: i for i, c in enumerate(data.clips)}
     r, pairs = recipe, sorted((c for c in clips if has_both(data, c)), key=lambda c: place[c.id])
     if len(pairs) < 2:
-        raise ParameterError(
-            f"pretraining sets voices against faces, and {len(pairs)} of {len(clips)} clips have both picture and sound: "
-            "set pretrain_epochs to 0 to train on what is there (-p pretrain_epochs 0)"
-        )
+        why = f"pretraining sets voices against faces, and {len(pairs)} of {len(clips)} clips have both picture and sound"
+        if r["stage"] == "pretrain": raise ParameterError(f"{why}: there is nothing to train on")
+        warnings.warn(f"no pretraining: {why}. Fine-tuning goes on with what is there", stacklevel=2)
+        return []
     goals = Goals(
         r["weight_contrast"],
         r["weight_matching"],
