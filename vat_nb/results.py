@@ -332,7 +332,8 @@ STUDIES = (
     Study("demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 7"',
           "runs/demo/ablation.json", ladder_table),
     Study("demo_shares", "The demo, by share of labels",
-          'make semisupervised P="-p pretrain_epochs 7 -p seeds 5 -p shares [0.1,0.25,1.0]"',
+          'make semisupervised P="-p pretrain_epochs 7 -p seeds 5 -p shares [0.1,0.25,1.0] '
+          '-p ways \\"plain, from scratch, pretrained\\""',
           "runs/demo/semisupervised.json", shares_table),
     Study("demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 8"',
           "runs/demo/audit/audit.json", audit_table),

@@ -278,8 +278,10 @@ def show_movement(
                 rows = (table["who"] == who) | (table["stage"] == "start")
                 ax.plot(table.loc[rows, "step"], values[rows], style, color=f"C{i}", markersize=3.5, linewidth=1.3, label=name if who == "student" else None)
         if len(tuned): ax.axvline(tuned.iloc[0], color="0.6", linewidth=1, linestyle=":", zorder=0)
-        ax.legend(fontsize="x-small", frameon=False)
-        ax.set(xlabel="epoch", ylabel=ylabel)
+        low, high = ax.get_ylim()
+        # head room for the legend
+        ax.set(xlabel="epoch", ylabel=ylabel, ylim=(low, high + 0.1 * len(curves) * (high - low)))
+        ax.legend(fontsize="x-small", frameon=False, loc="upper right")
     axs[0].set_title("student solid, teacher dashed", fontsize="small", loc="left")
     if len(tuned): axs[1].set_title("dotted: fine-tuning begins", fontsize="small", loc="left")
     return axs
