@@ -328,7 +328,8 @@ VALUES = ("seed=0", "random_negatives=0.0", "random_negatives=1.0", "contrast_ke
           "feature_dropout=0.0", "alpha=0.4")
 STUDIES = (
     Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
-    Study("demo_causes", "The demo: why it learns", "make causes", "runs/demo/causes.json", causes_table),
+    Study("demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 7"',
+          "runs/demo/causes.json", causes_table),
     Study("demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 7"',
           "runs/demo/ablation.json", ladder_table),
     Study("demo_shares", "The demo, by share of labels",
@@ -343,6 +344,10 @@ STUDIES = (
     Study("javased_speaker", "Java-SED, one actor left out, features set against the speaker's own",
           f'make crossval DATASET=features P="{JAVASED} {FOLDS} -p against_speaker True -p out runs/javased_speaker"',
           "runs/javased_speaker/crossval/crossval.json", folds_table),
+    Study("javased_scratch", "Java-SED from scratch, one actor left out",
+          'make crossval DATASET=javased P="-p root JAVASED -p everything True -p k 6 -p seeds 5 '
+          '-p out runs/javased_scratch"',
+          "runs/javased_scratch/crossval/crossval.json", folds_table),
     Study("lrwar", "LRW-AR, contrast and matching",
           f'make train DATASET=features P="-p stage pretrain {LRWAR} -p valid 0.177 -p out runs/lrwar"',
           "runs/lrwar/metrics.json", alignment_table),
