@@ -22,6 +22,7 @@ def test_package_is_what_the_notebooks_export(tmp_path):
 def test_readme_is_the_index_notebook():
     text = subprocess.run([f"{BIN}/jupyter", "nbconvert", "--to", "markdown", "--log-level", "ERROR", "--stdout", "nbs/index.ipynb"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
     assert (PROJECT / "README.md").read_text() == text.replace("../", ""), "README.md is out of step: run make readme"
+    assert len(text.encode()) < 6500, "what a README need not say stands in docs/"
 
 
 def test_links_of_the_readme_lead_somewhere():

@@ -7,7 +7,8 @@ __all__ = ['HEADS_AVERAGED', 'WITNESS_TITLES', 'JAVASED', 'FOLDS', 'BOTH', 'LRWA
            'average_heads', 'pack_answers', 'unpack_answers', 'answer_scores', 'Study', 'interval_text', 'table',
            'folds_table', 'both_ways', 'both_witnesses', 'alignment_table', 'demo_table', 'causes_table',
            'values_table', 'audit_table', 'ladder_table', 'difference_text', 'shares_table', 'layers_table',
-           'costs_table', 'pairs_table', 'encoders', 'collect', 'render', 'study_text', 'fill', 'fill_file', 'main']
+           'costs_table', 'pairs_table', 'encoders', 'collect', 'render', 'study_text', 'read_study', 'summary', 'fill',
+           'fill_file', 'main']
 
 # %% ../nbs/24_results.ipynb #ca19605b
 import datetime, importlib.metadata, json, platform, re
@@ -422,6 +423,49 @@ def study_text(study: Study, runs: list[dict[str, Any]]) -> str:
     return f"{study.table(runs)}\n\n{'; '.join(said.get(k, '') for k in ('machine', 'versions', 'date'))}."
 
 
+def read_study(
+    top: str | Path,  # folder of the project
+    name: str,
+) -> list[dict[str, Any]]:
+    "Read what the runs of a study wrote. Raises ValueError for a study that is not kept."
+    path = Path(top, "docs/results", f"{name}.json")
+    if not path.is_file():
+        raise ValueError(f"there are no figures of the study {name}: run its command, then make results")
+    return read_json(path.read_bytes(), path)["runs"]
+
+
+def summary(
+    top: str | Path,  # folder of the project
+) -> str:  # Markdown
+    "The few figures that stand in the README, out of several studies."
+    demo, shares, lrwar, audit = (read_study(top, k)[0] for k in ("demo", "demo_shares", "lrwar", "lrwar_audit"))
+    def found(run: dict[str, Any]) -> str:
+        row = next(r for r in run["retrieval"] if r["k"] == 5)
+        return f"{row['video->audio']:.2f}; by its face {row['audio->video']:.2f}; chance {row['chance']:.2f}"
+    heads = demo["splits"]["test1"]["intervals"]
+    gains = {r["share"]: difference_text(r) for r in shares["worth"] if r["part"] == "all parts of the recipe"}
+    asked = dict(witness="suspicion", kind="swapped", judge="student")
+    verdict = next(r for r in audit["areas"] if asked.items() <= r.items())
+    rows = [
+        ["demo, strangers", "a voice is among the 5 of 120 that are most like its face", found(demo)],
+        ["demo, test1", "weighted F1 of video, audio and fused head",
+         ", ".join(interval_text(heads[h]) for h in HEADS)],
+        ["demo, five seeds", "all parts minus plain training, all labels", gains[1.0]],
+        ["", "the same with a tenth of the labels", gains[0.1]],
+        ["LRW-AR, real faces", "a voice is among the 5 of 310 that are most like its face", found(lrwar)],
+        ["", "sound that was swapped, found by the audit (area under the curve)",
+         interval_text([verdict[k] for k in ("area", "low", "high")])],
+    ]
+    for name, how in (("javased", ""), ("javased_speaker", ", per speaker")):
+        rival = f"logistic regression{how}, fusion"
+        scores = answer_scores([a for r in read_study(top, name) for a in r["answers"]], [rival])["VAT, fusion"]
+        gain = scores[f"against {rival}"]
+        said = f"{interval_text(scores['f1'])}; {gain[0]:+.2f} ({gain[1]:+.2f} to {gain[2]:+.2f})"
+        what = "weighted F1; minus logistic regression on the same features"
+        rows.append([f"Java-SED, unseen actor{how}", what, said])
+    return table(["clips", "what", "figure"], rows)
+
+
 def fill(
     text: str,  # Markdown with lines such as <!-- study lrwar --> ... <!-- end -->
     top: str | Path,  # folder of the project
@@ -431,11 +475,11 @@ def fill(
     known = {s.name: s for s in studies}
 
     def between(found: re.Match) -> str:
-        path = Path(top, "docs/results", f"{found[1]}.json")
-        if found[1] not in known or not path.is_file():
-            raise ValueError(f"there are no figures of the study {found[1]}: run its command, then make results")
-        said = study_text(known[found[1]], read_json(path.read_bytes(), path)["runs"])
-        return f"<!-- study {found[1]} -->\n\n{said}\n\n<!-- end -->"
+        name = found[1]
+        if name == "summary": said = summary(top)
+        elif name in known: said = study_text(known[name], read_study(top, name))
+        else: raise ValueError(f"there are no figures of the study {name}: no study has this name")
+        return f"<!-- study {name} -->\n\n{said}\n\n<!-- end -->"
     return re.sub(r"<!-- study (\w+) -->.*?<!-- end -->", between, text, flags=re.S)
 
 
