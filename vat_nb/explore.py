@@ -16,6 +16,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import NullLocator, PercentFormatter
 from .inference import HEADS, Predictions, score_interval, truth
 from .metrics import calibration_error, confusion, reliability
+from .model import SIZES
 from .releases import Task
 from .show import MATRIX, Panel, new_axes, progress_curves, show_curves, show_intervals, show_matrix
 
@@ -240,55 +241,63 @@ def story(
     return panels
 
 # %% ../nbs/20_explore.ipynb #a754d81c
-def _box(ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False) -> None:
-    style = f"round,pad=0,rounding_size={h / 2 if round_ else 0.08}"
-    ax.add_patch(FancyBboxPatch((x - w / 2, y - h / 2), w, h, boxstyle=style, facecolor=colour, edgecolor="0.25", linewidth=1.1, linestyle="--" if dashed else "-"))
+def _box(
+    ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False
+) -> None:
+    ax.add_patch(FancyBboxPatch(
+        (x - w / 2, y - h / 2), w, h, boxstyle=f"round,pad=0,rounding_size={h / 2 if round_ else 0.08}",
+        facecolor=colour, edgecolor="0.25", linewidth=1.1, linestyle="--" if dashed else "-",
+    ))
     ax.text(x, y, text, ha="center", va="center", fontsize=9.5)
 
 
-def _arrow(ax: Axes, start: tuple, end: tuple, text: str = "", dashed: bool = False, bend: float = 0.0) -> None:
-    ax.annotate("", end, start, arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.2, linestyle="--" if dashed else "-", connectionstyle=f"arc3,rad={bend}", shrinkA=0, shrinkB=1))
-    if text: ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.12, text, ha="center", fontsize=8, color="0.25")
+def _arrow(ax: Axes, *points: tuple[float, float], dashed: bool = False) -> None:
+    line = dict(color="0.25", linewidth=1.2, linestyle="--" if dashed else "-")
+    if len(points) > 2: ax.plot(*zip(*points[:-1]), **line)
+    ax.annotate("", points[-1], points[-2], arrowprops=dict(arrowstyle="-|>", shrinkA=0, shrinkB=1, **line))
 
 # %% ../nbs/20_explore.ipynb #046251f3
 def _pipeline_arrows(ax: Axes) -> None:
-    for y in (4.8, 2.4): _arrow(ax, (1.9, y), (2.55, y))
-    _arrow(ax, (4.85, 4.95), (6.6, 4.15), bend=-0.15)
-    ax.text(6.1, 4.85, "tokens", ha="center", fontsize=8, color="0.25")
-    _arrow(ax, (4.85, 2.25), (6.6, 3.05), bend=0.15)
-    _arrow(ax, (4.6, 4.25), (5.5, 3.92), "[CLS]")
-    _arrow(ax, (4.6, 2.95), (5.5, 3.28), "[CLS]")
-    _arrow(ax, (9.2, 4.3), (10.55, 5.05))
-    ax.text(9.6, 4.9, "tokens", ha="center", fontsize=8, color="0.25")
-    _arrow(ax, (9.2, 3.85), (10.55, 4.25))
-    _arrow(ax, (9.2, 3.4), (10.55, 3.45), "[CLS]")
-    ax.annotate("", (12.6, 3.13), (4.85, 1.98), arrowprops=dict(arrowstyle="-|>", color="0.25", linewidth=1.0, connectionstyle="angle3,angleA=0,angleB=90"))
-    ax.text(8.9, 1.72, "each modality is supervised too (blended)", fontsize=8, color="0.25", ha="center")
-    _arrow(ax, (3.7, 1.82), (3.7, 1.22), dashed=True)
-    _arrow(ax, (5.4, 0.75), (6.13, 0.75), dashed=True)
-    _arrow(ax, (5.0, 1.2), (5.7, 3.22), dashed=True, bend=-0.1)
-    _arrow(ax, (6.8, 1.22), (5.95, 3.25), dashed=True, bend=0.1)
-    _arrow(ax, (4.9, 0.28), (9.0, 0.5), dashed=True, bend=0.22)
-    _arrow(ax, (11.2, 1.22), (11.9, 3.1), dashed=True, bend=0.1)
+    for y in (4.9, 2.3): _arrow(ax, (1.9, y), (2.55, y))
+    _arrow(ax, (3.7, 4.35), (3.7, 3.95))  # both [CLS] into contrast
+    _arrow(ax, (3.7, 2.85), (3.7, 3.25))
+    _arrow(ax, (4.85, 4.75), (6.4, 4.1))  # tokens into the multimodal encoder
+    _arrow(ax, (4.85, 2.45), (6.4, 3.1))
+    _arrow(ax, (4.85, 5.3), (10.2, 5.6))  # [CLS] into the heads of one stream
+    _arrow(ax, (4.85, 1.9), (10.2, 1.6))
+    for y, at in ((4.6, 4.1), (3.6, 3.6), (2.6, 3.1)): _arrow(ax, (9.2, at), (10.2, y))
+    _arrow(ax, (2.2, 0.45), (1.1, 0.45), (1.1, 1.05), dashed=True)
+    _arrow(ax, (0.12, 1.35), (0.02, 1.35), (0.02, 3.6), (2.6, 3.6), dashed=True)
+    _arrow(ax, (5.2, 0.45), (8.5, 0.45), dashed=True)
+    for y in (1.6, 2.6, 4.6, 5.6): _arrow(ax, (11.1, 0.45), (13.5, 0.45), (13.5, y), (13.15, y), dashed=True)
+    words = dict(ha="center", fontsize=8, color="0.25")
+    for x, y, text in (
+        (4.02, 4.08, "[CLS]"), (4.02, 3.0, "[CLS]"), (5.55, 4.62, "tokens"), (5.55, 2.45, "tokens"),
+        (8.0, 5.62, "[CLS]"), (8.0, 1.88, "[CLS]"), (9.6, 4.62, "tokens"), (9.72, 3.68, "[CLS]"), (9.6, 2.48, "[CLS]"),
+        (1.32, 3.7, "keys, soft targets"),
+    ): ax.text(x, y, text, **words)
 
 # %% ../nbs/20_explore.ipynb #d808d470
 def show_pipeline() -> Axes:
-    "Draw VAT: encoders, fusion, heads, teacher, queue and losses."
-    ax = new_axes(11, 4.7)
-    ax.set(xlim=(0, 13.6), ylim=(-0.1, 5.6), aspect="equal")
+    "Draw VAT in the size of the papers: encoders, multimodal encoder, losses, momentum teacher and queue."
+    video_layers, audio_layers, fusion_layers = SIZES["base"]["layers"]
+    ax = new_axes(11, 5)
+    ax.set(xlim=(-0.1, 13.7), ylim=(-0.1, 6.1), aspect="equal")
     ax.axis("off")
     video, audio, both, loss, slow = "#cfe3f5", "#f8dcc0", "#d6ecd2", "#fff3b8", "#eeeeee"
-    _box(ax, 1.05, 4.8, 1.7, 0.9, "video\nframes", "white")
-    _box(ax, 1.05, 2.4, 1.7, 0.9, "audio\nlog-mel", "white")
-    _box(ax, 3.7, 4.8, 2.3, 1.1, "video encoder\n12 layers", video)
-    _box(ax, 3.7, 2.4, 2.3, 1.1, "audio encoder\n6 layers", audio)
-    _box(ax, 7.9, 3.6, 2.6, 1.8, "multimodal encoder\n6 layers: self-attention,\ncross-attention to video,\nfeed-forward", both)
-    _box(ax, 5.75, 3.6, 1.0, 0.7, "VAC", loss, round_=True)
-    _box(ax, 11.9, 5.15, 2.7, 0.65, "masked audio", loss, round_=True)
-    _box(ax, 11.9, 4.3, 2.7, 0.65, "VAM: same clip?", loss, round_=True)
-    _box(ax, 11.9, 3.45, 2.7, 0.65, "emotion, valence", loss, round_=True)
-    _box(ax, 3.7, 0.75, 3.4, 0.9, "momentum teacher\n(a slow copy of all)", slow, dashed=True)
-    _box(ax, 7.0, 0.75, 1.7, 0.9, "queue of\nclips", slow, dashed=True)
-    _box(ax, 10.3, 0.75, 2.6, 0.9, "soft pseudo-targets", slow, dashed=True)
+    _box(ax, 1.05, 4.9, 1.7, 0.9, "video\nframes", "white")
+    _box(ax, 1.05, 2.3, 1.7, 0.9, "audio\nlog-mel", "white")
+    _box(ax, 3.7, 4.9, 2.3, 1.1, f"video encoder\n{video_layers} layers", video)
+    _box(ax, 3.7, 2.3, 2.3, 1.1, f"audio encoder\n{audio_layers} layers", audio)
+    layers = f"multimodal encoder\n{fusion_layers} layers: self-attention,\ncross-attention to video,\nfeed-forward"
+    _box(ax, 7.8, 3.6, 2.8, 1.7, layers, both)
+    _box(ax, 3.7, 3.6, 2.2, 0.7, "contrast (VAC)", loss, round_=True)
+    for y, text in (
+        (5.6, "emotion: video head"), (4.6, "masked audio"), (3.6, "matching (VAM)"), (2.6, "emotion: fused head"),
+        (1.6, "emotion: audio head"),
+    ): _box(ax, 11.7, y, 2.9, 0.65, text, loss, round_=True)
+    _box(ax, 3.7, 0.45, 3.0, 0.85, "momentum teacher\n(a slow copy of all)", slow, dashed=True)
+    _box(ax, 1.05, 1.35, 1.7, 0.6, "queue of keys", slow, dashed=True)
+    _box(ax, 9.8, 0.45, 2.6, 0.85, "soft targets", slow, dashed=True)
     _pipeline_arrows(ax)
     return ax
