@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['HEADS_AVERAGED', 'WITNESS_TITLES', 'JAVASED', 'FOLDS', 'BOTH', 'LRWAR', 'VALUES', 'STUDIES', 'MARKED', 'provenance',
-           'average_heads', 'pack_answers', 'unpack_answers', 'answer_scores', 'Study', 'interval_text', 'table',
-           'folds_table', 'both_ways', 'both_witnesses', 'alignment_table', 'demo_table', 'causes_table',
+           'average_heads', 'pack_answers', 'unpack_answers', 'answer_scores', 'Study', 'interval_text', 'gain_text',
+           'table', 'folds_table', 'both_ways', 'both_witnesses', 'alignment_table', 'demo_table', 'causes_table',
            'values_table', 'audit_table', 'ladder_table', 'difference_text', 'shares_table', 'layers_table',
            'costs_table', 'pairs_table', 'encoders', 'collect', 'render', 'study_text', 'read_study', 'summary', 'fill',
            'fill_file', 'main']
@@ -96,6 +96,15 @@ def interval_text(value: Sequence[float]) -> str:  # value, low, high
     return f"{value[0]:.2f} ({value[1]:.2f} to {value[2]:.2f})"
 
 
+def gain_text(
+    value: Sequence[float],  # difference, low, high
+    digits: int = 2,
+) -> str:
+    "A difference with its interval; nothing where there is none."
+    signed = [f"{x:+.{digits}f}" for x in value]
+    return "" if np.isnan(value).any() else f"{signed[0]} ({signed[1]} to {signed[2]})"
+
+
 def table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     "A table in Markdown."
     lines = [f"| {' | '.join(cells)} |" for cells in (names, ["---"] * len(names), *rows)]
@@ -116,7 +125,7 @@ def folds_table(runs: list[dict[str, Any]]) -> str:
         for name, value in found.get(f"{system}, fusion", {}).items():
             if name == "f1": continue
             rival = name.removeprefix("against ").removesuffix(", fusion")
-            gains.append(f"{title} against {rival}: {value[0]:+.2f} ({value[1]:+.2f} to {value[2]:+.2f}).")
+            gains.append(f"{title} against {rival}: {gain_text(value)}.")
     size = f"{len(answers[0]['ids'])} clips, {len(answers)} seeds."
     layers = f"Layers of the sound that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
     return "\n\n".join([table(["", "audio", "video", "fused"], rows), " ".join(gains), f"{size} {layers}"])
@@ -174,8 +183,7 @@ def causes_table(runs: list[dict[str, Any]]) -> str:
     "What each cause costs that is put back, and where fine-tuning starts."
     r = runs[0]
     def gain(row: dict[str, Any], measure: str) -> str:
-        value = row["gain"][measure]
-        return "" if np.isnan(value[1]) else f"{value[0]:+.2f} ({value[1]:+.2f} to {value[2]:+.2f})"
+        return gain_text(row["gain"][measure])
     rows = [
         [x["row"], f"{x['video->audio']:.2f}, {x['audio->video']:.2f}", gain(x, "video->audio"), f"{x['matching']:.2f}",
          gain(x, "matching")]
@@ -226,7 +234,7 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     run = runs[0]
     rows = [[r["row"], f"{r['score']:.2f}", difference_text(r), *(f"{r[k]:.2f}" for k in ("no_sound", "no_picture"))]
             for r in run["rows"]]
-    whole = [f"{name}: {v[0]:+.3f} ({v[1]:+.3f} to {v[2]:+.3f})" for name, v in run["whole"].items()]
+    whole = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
     left_out = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
     names = ["", "fused", "difference to the row above", "without sound", "without picture"]
@@ -235,8 +243,7 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
 
 def difference_text(row: dict[str, Any]) -> str:  # difference, low and high
     "A difference with its interval; nothing where there is none."
-    values = [row["difference"], row["low"], row["high"]]
-    return "" if np.isnan(values[0]) else f"{values[0]:+.3f} ({values[1]:+.3f} to {values[2]:+.3f})"
+    return gain_text([row["difference"], row["low"], row["high"]], 3)
 
 
 def shares_table(runs: list[dict[str, Any]]) -> str:
@@ -439,30 +446,30 @@ def summary(
 ) -> str:  # Markdown
     "The few figures that stand in the README, out of several studies."
     demo, shares, lrwar, audit = (read_study(top, k)[0] for k in ("demo", "demo_shares", "lrwar", "lrwar_audit"))
-    def found(run: dict[str, Any]) -> str:
+    def recall_row(clips: str, run: dict[str, Any]) -> list[str]:
         row = next(r for r in run["retrieval"] if r["k"] == 5)
-        return f"{row['video->audio']:.2f}; by its face {row['audio->video']:.2f}; chance {row['chance']:.2f}"
+        figure = f"{row['video->audio']:.2f}; by its face {row['audio->video']:.2f}; chance {row['chance']:.2f}"
+        return [clips, f"a voice is among the 5 of {run['held_out']} that are most like its face", figure]
     heads = demo["splits"]["test1"]["intervals"]
     gains = {r["share"]: difference_text(r) for r in shares["worth"] if r["part"] == "all parts of the recipe"}
-    asked = dict(witness="suspicion", kind="swapped", judge="student")
-    verdict = next(r for r in audit["areas"] if asked.items() <= r.items())
+    key = dict(witness="suspicion", kind="swapped", judge="student")
+    verdict = next(r for r in audit["areas"] if key.items() <= r.items())
     rows = [
-        ["demo, strangers", "a voice is among the 5 of 120 that are most like its face", found(demo)],
+        recall_row("demo, strangers", demo),
         ["demo, test1", "weighted F1 of video, audio and fused head",
          ", ".join(interval_text(heads[h]) for h in HEADS)],
         ["demo, five seeds", "all parts minus plain training, all labels", gains[1.0]],
         ["", "the same with a tenth of the labels", gains[0.1]],
-        ["LRW-AR, real faces", "a voice is among the 5 of 310 that are most like its face", found(lrwar)],
+        recall_row("LRW-AR, real faces", lrwar),
         ["", "sound that was swapped, found by the audit (area under the curve)",
          interval_text([verdict[k] for k in ("area", "low", "high")])],
     ]
     for name, how in (("javased", ""), ("javased_speaker", ", per speaker")):
         rival = f"logistic regression{how}, fusion"
         scores = answer_scores([a for r in read_study(top, name) for a in r["answers"]], [rival])["VAT, fusion"]
-        gain = scores[f"against {rival}"]
-        said = f"{interval_text(scores['f1'])}; {gain[0]:+.2f} ({gain[1]:+.2f} to {gain[2]:+.2f})"
+        figure = f"{interval_text(scores['f1'])}; {gain_text(scores[f'against {rival}'])}"
         what = "weighted F1; minus logistic regression on the same features"
-        rows.append([f"Java-SED, unseen actor{how}", what, said])
+        rows.append([f"Java-SED, unseen actor{how}", what, figure])
     return table(["clips", "what", "figure"], rows)
 
 
