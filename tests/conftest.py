@@ -38,6 +38,12 @@ def write_noise(folder, clips):
     return folder
 
 
+def modified_ns(path):
+    "When a file was last written, 0 where it does not exist: a checkpoint is away for a moment between two renames."
+    try: return path.stat().st_mtime_ns
+    except FileNotFoundError: return 0
+
+
 def keep_stream(path, copy, kind):
     "Copy a clip's picture (video) or its sound (audio) alone, as it is encoded."
     import av

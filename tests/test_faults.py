@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT
+from conftest import PROJECT, modified_ns
 
 PREPROCESS = """
 import sys
@@ -162,7 +162,13 @@ def start(store, out, minutes=0):
         os._exit(e.code if isinstance(e, SystemExit) else 1)
     os._exit(0)
 
-def stamp(out): return [f.stat().st_mtime_ns if (f := out / f"{n}.safetensors").exists() else 0 for n in ("run", "tune", "end")]
+def stamp(out):
+    "When each state was last written, 0 for none: between two renames there is no file for a moment."
+    times = []
+    for name in ("run", "tune", "end"):
+        try: times.append((out / f"{name}.safetensors").stat().st_mtime_ns)
+        except FileNotFoundError: times.append(0)
+    return times
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
@@ -205,12 +211,11 @@ def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_st
     (tmp_path / "train.py").write_text(TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)")
     run = subprocess.Popen([sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True)
     path = tmp_path / "run.safetensors"
-    stamp = lambda: path.stat().st_mtime_ns if path.exists() else 0
     place = lambda: (lambda about: (len(about["history"]), about["done"]["taken"]))(load_tensors(path)[1])
-    while run.poll() is None and not stamp(): time.sleep(0.01)  # the first epoch is over
-    before = stamp()
+    while run.poll() is None and not modified_ns(path): time.sleep(0.01)  # the first epoch is over
+    before = modified_ns(path)
     run.send_signal(signal.SIGUSR1)
-    while run.poll() is None and stamp() in (before, 0): time.sleep(0.01)
+    while run.poll() is None and modified_ns(path) in (before, 0): time.sleep(0.01)
     warned = place()
     run.send_signal(signal.SIGTERM)
     said = run.communicate()[1]
@@ -328,8 +333,8 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     path = tmp_path / "run.safetensors"
     for wait in (0.01, 0.05, 0.1):
         run = subprocess.Popen([sys.executable, "-c", SAVE, path])
-        before = path.stat().st_mtime_ns if path.exists() else 0
-        while not path.exists() or path.stat().st_mtime_ns == before: time.sleep(0.01)
+        before = modified_ns(path)
+        while modified_ns(path) in (before, 0): time.sleep(0.01)
         time.sleep(wait)
         run.kill()
         run.wait()

@@ -8,6 +8,7 @@ import time
 import psutil
 import pytest
 import torch
+from conftest import modified_ns
 from vat_nb.checkpoint import load_tensors
 
 TRAIN = """
@@ -142,9 +143,9 @@ def test_two_processes_draw_as_two_batches_of_a_step_do(tmp_path):
 def stop(folder, number):
     "Start two processes, and stop or kill them when they have saved."
     started, file = command(folder, "run", 2, 4), folder / "run/pre.safetensors"
-    before = file.stat().st_mtime_ns if file.exists() else 0
+    before = modified_ns(file)
     run = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not file.exists() or file.stat().st_mtime_ns == before: time.sleep(0.01)
+    while modified_ns(file) in (before, 0): time.sleep(0.01)
     workers = run.children(recursive=True)
     run.send_signal(number)
     if number == signal.SIGKILL: [w.kill() for w in workers]
