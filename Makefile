@@ -1,19 +1,19 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
 # make features  compute the features of pretrained encoders alone, as over night or on another machine (make features DATASET=mer23)
-# make layers   which layer of a sound encoder says most about one's own clips (make layers DATASET=features P="-p root FOLDER -p encoders small")
+# make layers   which layer of a sound encoder says most about one's own clips (make layers DATASET=features P="-p data_dir FOLDER -p encoders small")
 # make crossval | ablation | semisupervised | sweep | causes   folds and ensembles; what each part is worth; how many labels it takes; which values are best; why it learns (all resumable)
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
 # make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
 # make lab     JupyterLab on this machine, with a token
 # make docs    the documentation site, into site/: open site/index.html, no server and no network needed
-# Parameters of a notebook: make train DATASET=mer23 P="-p root /data/mer23 -p epochs 40"
+# Parameters of a notebook: make train DATASET=mer23 P="-p data_dir /data/mer23 -p epochs 40"
 
 DATASET ?= demo
 P ?=
 VENV := .venv
 BIN := $(VENV)/bin
-# the executed notebook lies beside its results, in the folder that P names (-p out FOLDER, in quotes where it has blanks), if it names one
+# the executed notebook lies beside its results, in the folder that P names (-p output_dir FOLDER, in quotes where it has blanks), if it names one
 OUT := $(shell set -- $(P); out='runs/$(DATASET)'; while [ $$# -gt 2 ]; do [ "$$1 $$2" = '-p out' ] && out=$$3; shift; done; printf %s "$$out")
 
 .PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export readme figures clean
@@ -41,8 +41,8 @@ preprocess features layers benchmark crossval ablation semisupervised sweep caus
 
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup
-	$(BIN)/python -m vat_nb.results
-	test ! -f "$(OUT)/metrics.json" || $(BIN)/python -c "from vat_nb.inference import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
+	$(BIN)/python -m vat_nb.runs.results
+	test ! -f "$(OUT)/metrics.json" || $(BIN)/python -c "from vat_nb.evaluation.predictions import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
 
 # two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line
 test: export OMP_NUM_THREADS = 1

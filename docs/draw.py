@@ -3,17 +3,18 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from vat_nb.core import Clip
-from vat_nb.explore import show_alignment, show_people
-from vat_nb.inference import Predictions, predict
-from vat_nb.loading import make_loader
-from vat_nb.metrics import recall_at
-from vat_nb.preprocess import open_store
-from vat_nb.recognizer import Recognizer
-from vat_nb.releases import MER23, Task
-from vat_nb.show import save_figure, set_style
-from vat_nb.synth import people_seen
-from vat_nb.training import load_weights, student_weights
+from vat_nb.types import Clip
+from vat_nb.look.figures import plot_alignment, plot_people
+from vat_nb.evaluation.predictions import Predictions, predict
+from vat_nb.data.dataloader import make_loader
+from vat_nb.evaluation.metrics import retrieval_recall
+from vat_nb.data.store import open_store
+from vat_nb.runs.recognizer import Recognizer
+from vat_nb.data.datasets import MER23, Task
+from vat_nb.plotting import save_figure, set_style
+from vat_nb.data.demo_data import people_seen
+from vat_nb.training.checkpoint import load_weights
+from vat_nb.training.fit import student_weights
 
 TOP = Path(__file__).resolve().parents[1]
 TASK = Task(MER23.classes[:4])  # four emotions, fifteen clips of each
@@ -46,13 +47,13 @@ PATTERNS = {
     "collapsed": lambda own, kind, common: (9 * common[0] + 0 * own, 9 * common[0] + 0 * own)}  # name -> pull
 
 
-def show_patterns(names, columns=3):  # names of PATTERNS
+def plot_patterns(names, columns=3):  # names of PATTERNS
     "Draw alignment matrices of made-up clips, each with how often a video finds its sound."
     rows = -(-len(names) // columns)
     fig, axs = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
     for name, ax in zip(names, axs.flat):
         p = made_up(PATTERNS[name])
-        show_alignment(p, TASK, f"{name}: recall at 1 is {recall_at(p.v @ p.a.T, 1)['video->audio']:.2f}", ax=ax).images[0].colorbar.set_label("cosine")
+        plot_alignment(p, TASK, f"{name}: recall at 1 is {retrieval_recall(p.video_embed @ p.audio_embed.T, 1)['video->audio']:.2f}", ax=ax).images[0].colorbar.set_label("cosine")
     return axs
 
 
@@ -65,21 +66,21 @@ def explained(sim, groups):  # [N, N] cosines, [N] what each clip belongs to
     return float(means[block].var() / sim[off].var())
 
 
-def show_by_person(run, store):  # a run of the demo, its store
+def plot_by_person(run, store):  # a run of the demo, its store
     "The alignment matrix of the demo's first test split after pretraining: once by emotion, once by who is seen and heard."
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
     p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16))
     who = people_seen(store.parent, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    share = {name: explained(p.v @ p.a.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))}
-    show_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
-    show_people(p, who, f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
+    share = {name: explained(p.video_embed @ p.audio_embed.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))}
+    plot_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
+    plot_people(p, who, f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
     return axs
 
 
 if __name__ == "__main__":
     set_style()
     here, run, store = Path(__file__).parent, TOP / "runs/demo", TOP / "data/demo/store"
-    save_figure(show_patterns(list(PATTERNS)), here / "assets/patterns.png")
-    if (run / "checkpoint/pretrain.safetensors").exists(): save_figure(show_by_person(run, store), here / "assets/by_person.png")
+    save_figure(plot_patterns(list(PATTERNS)), here / "assets/patterns.png")
+    if (run / "checkpoint/pretrain.safetensors").exists(): save_figure(plot_by_person(run, store), here / "assets/by_person.png")

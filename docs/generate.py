@@ -2,7 +2,9 @@
 import ast
 import base64
 import configparser
+import dataclasses
 import html
+import inspect
 import json
 import re
 from pathlib import Path
@@ -11,10 +13,21 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 TOP = Path(__file__).resolve().parents[1]
-NBS = {p.stem: json.loads(p.read_text(encoding="utf-8"))["cells"] for p in sorted((TOP / "nbs").glob("*.ipynb")) if p.stem != "index"}
-MODULES = {m[1]: n for n, cells in NBS.items() for c in cells if (m := re.match(r"#\|\s*default_exp (\w+)", "".join(c["source"])))}  # module -> its notebook
+PATHS = {
+    p.stem: p for p in sorted((TOP / "nbs").rglob("*.ipynb")) if p.stem != "index" and ".ipynb_checkpoints" not in p.parts
+}  # notebook -> its file; names are unique
+NBS = {name: json.loads(path.read_text(encoding="utf-8"))["cells"] for name, path in PATHS.items()}
+MODULES = {
+    m[1]: n for n, cells in NBS.items() for c in cells if (m := re.match(r"#\|\s*default_exp ([\w.]+)", "".join(c["source"])))
+}  # module -> its notebook
+PARTS = {
+    "1_method": "The method", "2_data": "Data", "3_training": "Training", "4_encoders": "Pretrained encoders",
+    "5_evaluation": "Evaluation", "6_runs": "Runs", "7_look": "Looking",
+}  # folders of the book, in reading order
 FIRST = ["train", "preprocess", "alignment", "attention", "predict", "audit", "crossval"]  # notebooks to run, most wanted first; others follow
-NUMBERED, RUN = [n for n in NBS if n[0].isdigit()], sorted((n for n in NBS if not n[0].isdigit()), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
+METHOD_PATH = ["00_tour", "07_model", "09_contrastive", "10_matching", "11_momentum", "12_masked_audio", "16_pretraining"]
+NUMBERED = [n for part in PARTS for n in NBS if PATHS[n].parent.name == part]
+RUN = sorted((n for n in NBS if n not in NUMBERED), key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n))
 
 
 MADE = {}  # path of a page or picture -> what it holds
@@ -37,14 +50,19 @@ def formulas(text):
 
 def places(text):
     "Links of a notebook, as links of this site."
-    text = re.sub(r"\]\((?:\.\./nbs/|nbs/)?(\w+)\.ipynb", r"](\1.md", text)
-    return re.sub(r'(\]\(|src=")\.\./figures/', r"\1../figures/", text)
+    text = re.sub(r"\]\((?:\.\./)*(?:nbs/)?(?:\d_\w+/)?(\w+)\.ipynb", r"](\1.md", text)
+    return re.sub(r'(\]\(|src=")(?:\.\./)+figures/', r"\1../figures/", text)
 
 
 def fence(code, language="python", title="", found=True):
     "A block of code; longer ticks than any inside. The search need not find what the reference has: a small index opens quickly."
     ticks, title = "`" * max([3, *(len(t) + 1 for t in re.findall(r"`+", code))]), f' title="{title}"' if title else ""
     return f"{ticks}{language if found else f'{{.{language}{title} data-search-exclude}}'}{title if found else ''}\n{code.rstrip()}\n{ticks}\n"
+
+
+def file_of(module):
+    "Where a module lies, from the project's folder."
+    return f"vat_nb/{module.replace('.', '/')}.py"
 
 
 def folded(code):
@@ -63,7 +81,7 @@ def notebook_page(name):
         elif cell["cell_type"] == "code" and not re.match(r"#\|\s*(default_exp|hide)\b", source):
             exported = re.match(r"#\|\s*export\b", source)
             code = re.sub(r"^#\|.*\n?", "", source, flags=re.M)
-            title = f"vat_nb/{module}.py" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
+            title = f"{file_of(module)}" if exported else "parameters" if "parameters" in cell["metadata"].get("tags", []) else ""
             if not code.strip(): continue
             imports = [*imports, code] if code.startswith(("import ", "from ")) else []
             if len(imports) > 1: parts.pop()  # one fold for cells that follow each other
@@ -76,7 +94,7 @@ def notebook_page(name):
                 parts.append(f"![Figure of {name}, cell {i}](../{path})")
                 figures[path] = len(png)
             elif "text/plain" in data: parts.append(fence("".join(data["text/plain"]), "text"))
-    where = f"Notebook `nbs/{name}.ipynb`" + (f" · defines [`vat_nb.{module}`](../reference/{module}.md)" if module else " · you run it: `make lab`, or with papermill")
+    where = f"Notebook `{PATHS[name].relative_to(TOP)}`" + (f" · defines [`vat_nb.{module}`](../reference/{module}.md)" if module else " · you run it: `make lab`, or with papermill")
     parts.insert(1, f"<small>{where}</small>")
     MADE[f"notebooks/{name}.md"] = "\n\n".join(parts)
     return max(figures, key=figures.get, default=None)
@@ -91,7 +109,8 @@ def notebooks_index(figures):
         "# Notebooks", "Each idea has a notebook: a little code, why it is so, a figure, a check. The numbers are the reading order; a notebook uses only those before it. "
         "`make lab` opens them in JupyterLab.", f'<div class="cards">{"".join(cards)}</div>',
         "## To run {#run}", "These take parameters, train or draw, and write into `runs/<dataset>`.", table(RUN),
-        "## To read {#read}", "In a hurry: [Synth](06_synth.md), [Align](12_align.md), [Match](13_match.md), [Model](11_model.md), then [Train](train.md).", table(NUMBERED)])
+        "## To read {#read}", "*The method in 30 minutes:* " + ", ".join(f"[{head(n)[0]}]({n}.md)" for n in METHOD_PATH) + ".",
+        *(f"### {title} {{#{part}}}\n\n{table([n for n in NUMBERED if PATHS[n].parent.name == part])}" for part, title in PARTS.items())])
 
 
 def shown(node, lines):
@@ -122,7 +141,7 @@ def documented(node):
 
 def known_names():
     "Public name -> page and anchor of the reference."
-    return {n.name: f"{module}.md#{n.name}" for module in MODULES if (path := TOP / "vat_nb" / f"{module}.py").exists()
+    return {n.name: f"{module}.md#{n.name}" for module in MODULES if (path := TOP / file_of(module)).exists()
             for n in ast.parse(path.read_text(encoding="utf-8")).body if documented(n) and n.name[0] != "_"}
 
 
@@ -133,7 +152,7 @@ def linked(text, names, here):
 
 def reference_page(module, names):
     "What a module exports, from its docstrings and the comments beside its parameters."
-    source = (TOP / "vat_nb" / f"{module}.py").read_text(encoding="utf-8")
+    source = (TOP / file_of(module)).read_text(encoding="utf-8")
     tree, lines, here = ast.parse(source), source.splitlines(), f"{module}.md"
     public = next((ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"), []) if module != "all" else []
     say = lambda node: linked(html.escape(ast.get_docstring(node) or "", quote=False), names, here)
@@ -155,25 +174,26 @@ def reference_page(module, names):
 def reference_index():
     rows = [f"| [`vat_nb.{m}`]({m}.md) | {head(n)[1]} |" for m, n in MODULES.items()]
     MADE["reference/index.md"] = "\n".join(["# Reference", "", "One page per module, made from the docstrings and from the comment beside each parameter. `from vat_nb.all import *` brings every name; "
-        "what can be passed with `-p` is under [recipes](settings.md).", "", "| module | what it holds |", "|---|---|", *rows])
+        "what can be passed with `-p` is under [settings](settings.md).", "", "| module | what it holds |", "|---|---|", *rows])
 
 
 def settings_page():
-    "settings.ini as two tables: what exists, and what each dataset has of its own."
-    text = (TOP / "settings.ini").read_text(encoding="utf-8")
-    groups: list[tuple[list[str], list[str]]] = []  # comments, and the values below them
-    for line in text.split("\n[DEFAULT]\n")[1].split("\n[")[0].splitlines():
-        if line.startswith("#"):
-            if not groups or groups[-1][1]: groups.append(([], []))
-            groups[-1][0].append(line[1:].strip())
-        elif m := re.match(r"(\w+) = .*", line): groups[-1][1].append(f'<span id="{m[1]}">`{line}`</span>')
-    rows = [f"| {'<br>'.join(values)} | {html.escape(' '.join(said), quote=False).replace('|', '&#124;')} |" for said, values in groups]
-    out = ["# Recipes", "`settings.ini` holds a recipe for each dataset. Whatever stands in `[DEFAULT]` can be changed there, or given to a notebook: `-p epochs 40`. This page is made from the file.",
-           "## All values {#values}", "\n".join(["| name and default | meaning |", "|---|---|", *rows])]
+    "All settings from the fields of `Recipe`, and what each dataset has of its own from settings.ini."
+    from vat_nb.training.config import Recipe
+    out = ["# Settings", "Every setting is a field of `vat_nb.training.config.Recipe`. `settings.ini` says for each dataset what differs, and a notebook takes any of "
+           "them: `-p epochs 40`. This page is made from both.", "## All settings {#values}"]
+    for group in Recipe.__mro__[1:-1]:
+        rows = []
+        for name in group.__annotations__:
+            f = Recipe.__dataclass_fields__[name]
+            default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
+            kind = inspect.formatannotation(f.type).replace("typing.", "").replace("|", "&#124;")
+            rows.append(f'| <span id="{name}">`{name}`</span> | `{default}` | {html.escape(kind, quote=False)} | {html.escape(f.metadata["help"], quote=False).replace("|", "&#124;")} |')
+        out += [f"### {group.__doc__.rstrip('.')}", "\n".join(["| name | default | type | meaning |", "|---|---|---|---|", *rows])]
     ini = configparser.ConfigParser(default_section="", interpolation=None)
-    ini.read_string(text)
-    out += ["## Of each dataset {#datasets}", "Only what differs from the defaults."]
-    for name in ini.sections()[1:]: out.append(fence("\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in ini.items(name))]), "ini"))
+    ini.read_string((TOP / "settings.ini").read_text(encoding="utf-8"))
+    out += ["## Of each dataset {#datasets}", "Only what differs from the defaults, or from the section that it extends."]
+    for name in ini.sections(): out.append(fence("\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in ini.items(name))]), "ini"))
     MADE["reference/settings.md"] = "\n\n".join(out)
 
 
@@ -184,8 +204,8 @@ def order():
     entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
     return [
         {"Start": ["index.md", "start.md"]}, {"How to": [f"howto/{n}.md" for n in found]},
-        {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, {"To read": [*map(entry, NUMBERED)]}]},
-        {"Reference": ["reference/index.md", {"Recipes": "reference/settings.md"}, {"Data and layouts": "data.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
+        {"Notebooks": ["notebooks/index.md", {"To run": [*map(entry, RUN)]}, *[{title: [entry(n) for n in NUMBERED if PATHS[n].parent.name == part]} for part, title in PARTS.items()]]},
+        {"Reference": ["reference/index.md", {"Settings": "reference/settings.md"}, {"Data and layouts": "data.md"}, {"Module by module": [{m: f"reference/{m}.md"} for m in MODULES]}]},
         {"Background": ["results.md", "claims.md", "glossary.md"]}, "faults.md"]
 
 
@@ -197,7 +217,7 @@ def on_config(config):
 def on_page_markdown(markdown, page, config, files):
     "On a page that is written by hand, the path of a notebook leads to its page."
     up = "../" * page.file.src_uri.count("/")
-    return markdown if page.file.src_uri.startswith("notebooks/") else re.sub(r"(?<!\[)`nbs/(\w+)\.ipynb`", lambda m: f"[{m[0]}]({up}notebooks/{m[1]}.md)" if m[1] in NBS else m[0], markdown)
+    return markdown if page.file.src_uri.startswith("notebooks/") else re.sub(r"(?<!\[)`nbs/(?:\d_\w+/)?(\w+)\.ipynb`", lambda m: f"[{m[0]}]({up}notebooks/{m[1]}.md)" if m[1] in NBS else m[0], markdown)
 
 
 def on_files(files, config):

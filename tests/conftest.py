@@ -24,15 +24,15 @@ def write_noise(folder, clips):
     "A store of clips of noise, of a second each, that needs no video: one in four in test1, the others in train."
     import numpy as np
     import simplejpeg
-    from vat_nb.core import Clip
-    from vat_nb.media import Media
-    from vat_nb.preprocess import LEDGER, append_rows, write_clips, write_stored
-    from vat_nb.releases import MER23
+    from vat_nb.types import Clip
+    from vat_nb.data.decoding import Media
+    from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
+    from vat_nb.data.datasets import MER23
     rng, row = np.random.default_rng(0), dict.fromkeys(LEDGER, "") | dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12)
     made = [Clip(f"clip{i:02d}", f"clip{i:02d}.mp4", "train" if i % 4 else "test1", MER23.classes[1 + i % 3], (0.5,), f"p{i % 5}") for i in range(clips)]
     for c in made:
         jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(10)]
-        write_stored(folder / "clips" / f"{c.id}.safetensors", Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""))
+        save_clip(folder / "clips" / f"{c.id}.safetensors", Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""))
     append_rows(folder, [row | dict(id=c.id, split=c.split) for c in made])
     write_clips(folder, made, MER23, dict(fps=10.0, size=64, quality=90, faces=None))
     return folder
@@ -59,7 +59,7 @@ def keep_stream(path, copy, kind):
 @pytest.fixture(scope="session")
 def small_release(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."
-    from vat_nb.synth import plan_demo, write_demo
+    from vat_nb.data.demo_data import plan_demo, write_demo
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
     return once(tmp_path_factory, "release", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans)) / RELEASE
 

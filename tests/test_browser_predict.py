@@ -57,7 +57,7 @@ def test_curves_while_training(lab, demo_run, small_release, tmp_path):
 
 
 def test_ten_minutes(demo_run, tmp_path):
-    from vat_nb.windows import PredictPanel
+    from vat_nb.look.sliding_windows import PredictPanel
     ffmpeg(*picture(600, "10", "64x64"), *tone(600, 16000), *H264, *AAC, tmp_path / "long.mp4")
     panel = PredictPanel(demo_run / "checkpoint", demo_run, tmp_path)
     panel.path.value = str(tmp_path / "long.mp4")
@@ -66,7 +66,7 @@ def test_ten_minutes(demo_run, tmp_path):
 
 def test_predict_headless(demo_run, videos, tmp_path):
     _, _, out = papermill(tmp_path, f"model={demo_run / 'checkpoint'}", f"path={videos / 'a clip.mp4'}", name="predict", check=True)
-    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == {"video", "audio", "fusion"}
+    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == {"video", "audio", "fused"}
     assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{kind}" for n in ("answer", "over_time", "attention") for kind in ("png", "svg")}
     code, printed, _ = papermill(tmp_path, "modell=x", name="predict")
     assert code != 0 and "did you mean 'model'" in printed

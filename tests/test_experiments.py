@@ -14,11 +14,11 @@ from test_pretrained import names  # noqa: F401
 @pytest.fixture(scope="module")
 def where(small_release, tmp_path_factory):
     "A small release and a store that all notebooks here share."
-    return "dataset=mer23", f"root={small_release}", f"store={tmp_path_factory.mktemp('experiments') / 'store'}"
+    return "dataset=mer23", f"data_dir={small_release}", f"store_dir={tmp_path_factory.mktemp('experiments') / 'store'}"
 
 
 def test_folds_resume_where_they_stopped(where, tmp_path):
-    settings = (*where, *FAST, "k=2", "valid=0.3")
+    settings = (*where, *FAST, "num_folds=2", "valid_fraction=0.3")
     _, _, out = papermill(tmp_path, *settings, name="crossval", check=True)
     folder = out / "crossval"
     found = json.loads((folder / "crossval.json").read_text())
@@ -61,7 +61,7 @@ def test_label_sweep(where, tmp_path):
 def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
     "One point here; then two, of which a worker of a Dask cluster trains the new one. The test splits take no part."
     from distributed import LocalCluster
-    settings = (*where, *FAST, "epochs=1", "choose=0.4", "valid=0.0")
+    settings = (*where, *FAST, "epochs=1", "selection_fraction=0.4", "valid_fraction=0.0")
     _, _, out = papermill(tmp_path, *settings, "grid={'lr': ['1e-3']}", name="sweep", check=True)
     table, kept = pd.read_csv(out / "sweep.csv"), {p: p.stat().st_mtime_ns for p in (out / "sweep_0.4").iterdir()}
     with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
@@ -76,13 +76,14 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
 
 def test_pretrained_encoders_through_the_notebook(where, names, small_release, tmp_path):  # noqa: F811
     "From videos to scores on features of frozen encoders; a model that predicts files; folds, panels and a snapshot of the run; nothing is computed twice."
-    from vat_nb.core import ParameterError, read_recipe
-    from vat_nb.experiment import check_recipe
-    from vat_nb.recognizer import Recognizer
-    from vat_nb.snapshots import open_run, run_model, take_snapshot
-    from vat_nb.inputs import MODEL_DEFAULTS, build_loader
+    from vat_nb.data.io import ParameterError
+    from vat_nb.training.config import read_recipe
+    from vat_nb.runs.pipeline import check_recipe
+    from vat_nb.runs.recognizer import Recognizer
+    from vat_nb.runs.snapshots import open_run, run_model, take_snapshot
+    from vat_nb.encoders.inputs import build_loader
     encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}", "weight_masked=0.0", "augment_image=0.0", "augment_wave=0.0", "feature_rate=10.0", "early_fusion=True", "linear_probe=True"
-    with pytest.raises(ParameterError, match="set weight_masked to 0"): check_recipe(read_recipe("mer23", encoders="none") | dict(audio_encoder=names["large"]))
+    with pytest.raises(ParameterError, match="set weight_masked to 0"): check_recipe(read_recipe("mer23", encoders="none", audio_encoder=names["large"]))
     _, _, out = papermill(tmp_path, *where, *FAST, *encoders, check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert found["recipe"]["video_encoder"] == names["vit"] and 0 <= found["matching_auc"] <= 1 and set(found["matching"]) >= {"another clip's", "its own, shifted"}
@@ -98,15 +99,15 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     run = open_run(out)
     for stage in ("pretrain", "finetune"):
         for who in ("student", "teacher"):
-            s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, MODEL_DEFAULTS | run.recipe))
-            assert len(s.v) == len(run.kept) and np.isfinite(s.own).all()
+            s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, run.recipe))
+            assert len(s.video_embed) == len(run.kept) and np.isfinite(s.own).all()
     for name in ("alignment", "attention"): papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
     for name in ("folds", "layers"): (tmp_path / name).mkdir()
-    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "k=2", "valid=0.3", "seeds=2", name="crossval", check=True)
+    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "num_folds=2", "valid_fraction=0.3", "seeds=2", name="crossval", check=True)
     summary = json.loads((folded / "crossval/crossval.json").read_text())
     assert summary["clips"] == 24 and len(summary["answers"]) == 2
-    rivals = {f"{m}, {h}" for m in ("logistic regression", "linear SVM", "SVM") for h in ("audio", "video", "fusion")}
-    assert rivals <= set(summary["out_of_fold"]) and "VAT, heads averaged, fusion" in summary["answers"][0]["said"]
+    rivals = {f"{m}, {h}" for m in ("logistic regression", "linear SVM", "SVM") for h in ("audio", "video", "fused")}
+    assert rivals <= set(summary["out_of_fold"]) and "VAT, heads averaged, fused" in summary["answers"][0]["said"]
     code, printed, _ = papermill(tmp_path / "layers", *where, *FAST, *encoders, name="layers")
     assert code != 0 and "clips of three or more speakers" in printed  # this layout knows none
     assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
@@ -114,11 +115,11 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
 
 def test_one_line_predicts(small_release, tmp_path):
     import torch
-    from vat_nb.recognizer import BUILDING, Recognizer
-    from vat_nb.model import ModelConfig, build_vat
-    from vat_nb.releases import MER23
+    from vat_nb.runs.recognizer import MODEL_KEYS, Recognizer
+    from vat_nb.sizes import ModelConfig, build_vat
+    from vat_nb.data.datasets import MER23
     torch.manual_seed(0)
-    recipe = dict.fromkeys(BUILDING) | dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen")
+    recipe = dict.fromkeys(MODEL_KEYS) | dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen")
     Recognizer(build_vat(ModelConfig("tiny", 64, 10.0, 6, 1)), MER23, recipe).save_pretrained(tmp_path / "runs/mine/checkpoint")
     (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
     video = next(small_release.rglob("*.mp4"))

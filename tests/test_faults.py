@@ -12,8 +12,8 @@ from conftest import PROJECT, modified_ns
 
 PREPROCESS = """
 import sys
-from vat_nb.preprocess import preprocess
-from vat_nb.releases import clips, mer23
+from vat_nb.data.store import preprocess
+from vat_nb.data.datasets import clips, mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
     preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 
 def test_killed_preprocessing_goes_on(small_release, tmp_path):
-    from vat_nb.preprocess import open_store, read_ledger
+    from vat_nb.data.store import open_store, read_ledger
     script = tmp_path / "run.py"
     script.write_text(PREPROCESS)
     store = tmp_path / "store"
@@ -42,7 +42,7 @@ def papermill(tmp_path, *parameters, name="train", check=None):
     "Run a notebook in a kernel of its own; returns exit code, what was printed, and the results folder."
     from papermill import PapermillExecutionError, execute_notebook
     from papermill.cli import _resolve_type  # as `papermill -p` reads a value; `demo_run` calls the command itself
-    given = dict(p.split("=", 1) for p in (*parameters, f"out={tmp_path / 'out'}"))
+    given = dict(p.split("=", 1) for p in (*parameters, f"output_dir={tmp_path / 'out'}"))
     source, made = PROJECT / f"nbs/{name}.ipynb", tmp_path / f"{name}.ipynb"
     try:
         execute_notebook(
@@ -55,18 +55,18 @@ def papermill(tmp_path, *parameters, name="train", check=None):
 
 
 @pytest.mark.parametrize("wrong, says", [
-    ("datset=mer23", "did you mean 'dataset'"), ("dataset=mer32", "did you mean 'mer23'"), ("epochs=ten", "epochs needs a value like"), ("size=smal", "did you mean 'small'")])
+    ("datset=mer23", "did you mean 'dataset'"), ("dataset=mer32", "did you mean 'mer23'"), ("epochs=ten", "epochs needs a value like"), ("model_size=smal", "did you mean 'small'")])
 def test_wrong_parameters_stop_at_once(tmp_path, wrong, says):
     code, printed, out = papermill(tmp_path, wrong)
     assert code != 0 and "ParameterError" in printed and says in printed and not out.exists()
 
 
 def test_missing_release_says_what_to_do(tmp_path):
-    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"root={tmp_path / 'nothing'}", f"store={tmp_path / 'store'}")
+    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={tmp_path / 'nothing'}", f"store_dir={tmp_path / 'store'}")
     assert code != 0 and "found no clips in" in printed and "EULA" in printed and "Try the demo" in printed
 
 
-FAST = ("encoders=none", "pretrain_epochs=1", "epochs=2", "image=32", "frames=10", "fps=5.0", "size=tiny", "device=cpu", "workers=0", "max_failed=0.2")
+FAST = ("encoders=none", "pretrain_epochs=1", "epochs=2", "image_size=32", "num_frames=10", "fps=5.0", "model_size=tiny", "device=cpu", "num_workers=0", "max_failed=0.2")
 
 
 def test_the_whole_road(small_release, tmp_path):
@@ -78,7 +78,7 @@ def test_the_whole_road(small_release, tmp_path):
     spoilt, blank = sorted((release / "test1").iterdir())[0], sorted((release / "train").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[:400])
     blank.write_bytes(b"")
-    given = ("dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}", *FAST)
+    given = ("dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}", *FAST)
     _, _, out = papermill(tmp_path, *given, check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert found["dataset"] == "mer23" and set(found["splits"]) == {"test1", "test2", "test3"}
@@ -92,19 +92,19 @@ def test_the_whole_road(small_release, tmp_path):
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
-    from vat_nb.experiment import accelerator_of, finetune, new_model, open_release, split_clips
+    from vat_nb.runs.pipeline import build_accelerator, finetune, new_model, prepare_store, split_clips
     recipe = json.loads((out / "run.json").read_text())["recipe"] | dict(lr=0.5)
-    data = open_release(recipe)
+    data = prepare_store(recipe)
     split = split_clips(data, recipe)
     model, kept = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
-    with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"): finetune(model, data, split, recipe, accelerator_of(recipe), kept)
+    with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"): finetune(model, data, split, recipe, build_accelerator(recipe), kept)
     assert kept.exists()
 
 
 def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
     store = tmp_path / "made" / "store"
-    papermill(tmp_path, "dataset=mer23", f"root={small_release}", f"store={store}", "image=32", "fps=5.0", "tree=True", name="preprocess", check=True)
-    from vat_nb.preprocess import open_store
+    papermill(tmp_path, "dataset=mer23", f"data_dir={small_release}", f"store_dir={store}", "image_size=32", "fps=5.0", "export_files=True", name="preprocess", check=True)
+    from vat_nb.data.store import open_store
     made = open_store(store)
     assert len(made.usable()) == 40 and len(list((store.parent / "audio").glob("*.wav"))) == 40
     for clip in made.usable():
@@ -116,20 +116,23 @@ def test_unknown_class_names_the_row(small_release, tmp_path):
     release = shutil.copytree(small_release, tmp_path / "r")
     labels = release / "train-label.csv"
     labels.write_text(labels.read_text().replace("happy", "jolly", 1))
-    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}")
+    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}")
     assert code != 0 and "unknown class" in printed and "'jolly'" in printed and "train-label.csv:" in printed
 
 
 TRAIN = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from vat_nb.augment import Augment
-from vat_nb.checkpoint import save_tensors
-from vat_nb.inference import predict, score
-from vat_nb.loading import make_loader
-from vat_nb.model import ModelConfig, build_vat
-from vat_nb.preprocess import open_store
-from vat_nb.training import Finetune, Pretrain, Schedule, fit, make_accelerator
+from vat_nb.augmentation import Augment
+from vat_nb.training.checkpoint import save_tensors
+from vat_nb.evaluation.predictions import predict, score
+from vat_nb.data.dataloader import make_loader
+from vat_nb.sizes import ModelConfig, build_vat
+from vat_nb.data.store import open_store
+from vat_nb.finetuning import Finetune
+from vat_nb.pretraining import Pretrain
+from vat_nb.train_loop import OptimConfig
+from vat_nb.training.fit import Validation, fit, make_accelerator
 
 def train(store, out, minutes):
     "Both stages, with a reading process, augmentation, distillation and validation."
@@ -140,13 +143,14 @@ def train(store, out, minutes):
         found = make_loader(store, store.usable("train"), 10, 6, True, workers=1)
         found.multiprocessing_context = "fork"  # a spawned process would import torch at each start
         return found
-    judge = lambda model: dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 10)), store.task)["f1"])
-    how = dict(checkpoint=out / "run.safetensors", about=dict(a=1), minutes=minutes)
-    pretraining = Pretrain(model, queue=13, augment=augment)
-    rows = fit(pretraining, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), **how)
+    judge = lambda model: Validation(dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 10)), store.task)["f1"]), {})
+    kept = dict(checkpoint=out / "run.safetensors", settings=dict(a=1), save_minutes=minutes)
+    pretraining = Pretrain(model, queue_size=13, augment=augment)
+    logs = fit(pretraining, loader(), accelerator, 3, OptimConfig(1e-3, teacher_momentum=0.9), **kept)
     tuning = Finetune(model, augment=augment, mixup=0.4)
-    rows += fit(tuning, loader(), accelerator, 3, Schedule(1e-3, momentum=0.9), judge, **how | dict(checkpoint=out / "tune.safetensors"))
-    measured = {k for row in rows for k in row} - {"seconds", "clips per second"}
+    logs += fit(tuning, loader(), accelerator, 3, OptimConfig(1e-3, teacher_momentum=0.9), judge, **kept | dict(checkpoint=out / "tune.safetensors"))
+    rows = [log.flat() for log in logs]
+    measured = {k for row in rows for k in row} - {"seconds", "clips_per_s"}
     rows = torch.tensor([[row.get(k, -1.0) for k in sorted(measured)] for row in rows])
     state = {f"p.{k}": v for k, v in pretraining.state_dict().items() if not k.startswith("student.")}  # the student is tuning's
     save_tensors(out / "end.safetensors", state | {f"t.{k}": v for k, v in tuning.state_dict().items()} | dict(rows=rows), {})
@@ -189,8 +193,8 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def small_store(small_release, tmp_path_factory):
-    from vat_nb.preprocess import preprocess
-    from vat_nb.releases import clips, mer23
+    from vat_nb.data.store import preprocess
+    from vat_nb.data.datasets import clips, mer23
     folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
     preprocess(clips(release), release.task, folder, fps=10.0, size=64, processes=1)
     return folder
@@ -198,7 +202,7 @@ def small_store(small_release, tmp_path_factory):
 
 def test_a_training_killed_ten_times_ends_with_the_same_weights(small_store, tmp_path):
     "SIGKILL at random moments: in an epoch, while a state is saved, between the stages."
-    from vat_nb.checkpoint import load_tensors
+    from vat_nb.training.checkpoint import load_tensors
     (tmp_path / "train.py").write_text(TRAIN)
     subprocess.run([sys.executable, tmp_path / "train.py", small_store, tmp_path], check=True)
     whole, killed = (load_tensors(tmp_path / f"{name}/end.safetensors")[0] for name in ("whole", "killed"))
@@ -207,11 +211,11 @@ def test_a_training_killed_ten_times_ends_with_the_same_weights(small_store, tmp
 
 
 def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_step(small_store, tmp_path):
-    from vat_nb.checkpoint import load_tensors
+    from vat_nb.training.checkpoint import load_tensors
     (tmp_path / "train.py").write_text(TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)")
     run = subprocess.Popen([sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True)
     path = tmp_path / "run.safetensors"
-    place = lambda: (lambda about: (len(about["history"]), about["done"]["taken"]))(load_tensors(path)[1])
+    place = lambda: (lambda about: (len(about["history"]), about["state"]["batches_seen"]))(load_tensors(path)[1])
     while run.poll() is None and not modified_ns(path): time.sleep(0.01)  # the first epoch is over
     before = modified_ns(path)
     run.send_signal(signal.SIGUSR1)
@@ -226,9 +230,9 @@ def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_st
 SLOW = """
 import sys
 from pathlib import Path
-from vat_nb.core import Clip
-from vat_nb.preprocess import preprocess
-from vat_nb.releases import Task
+from vat_nb.types import Clip
+from vat_nb.data.store import preprocess
+from vat_nb.data.datasets import Task
 if __name__ == "__main__":
     clips = [Clip(p.stem, str(p), "train") for p in sorted(Path(sys.argv[1]).iterdir())]
     preprocess(clips, Task(()), sys.argv[2], fps=4.0, size=64, processes=2, limit=float(sys.argv[3]))
@@ -244,7 +248,7 @@ def children(pid):
 def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
     "One worker is stopped in mid-clip, another is shot: two rows say so, the run ends, and a rerun reads just those two."
     from test_media_faults import AAC, H264, ffmpeg, picture, tone
-    from vat_nb.preprocess import read_ledger
+    from vat_nb.data.store import read_ledger
     (tmp_path / "v").mkdir()
     ffmpeg(*picture(8, size="1280x720"), *tone(8), *H264, *AAC, tmp_path / "v" / "0.mp4")
     for i in range(1, 10): (tmp_path / "v" / f"{i}.mp4").hardlink_to(tmp_path / "v" / "0.mp4")
@@ -267,7 +271,7 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
 
 def test_two_runs_on_one_store(small_release, tmp_path):
     "Started together, they take turns: each clip is read once, and no row is lost."
-    from vat_nb.preprocess import open_store, read_ledger
+    from vat_nb.data.store import open_store, read_ledger
     (tmp_path / "run.py").write_text(PREPROCESS)
     store = tmp_path / "store"
     runs = [subprocess.Popen([sys.executable, tmp_path / "run.py", small_release, store, "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -282,11 +286,11 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
     "A real small disk where this machine lets us mount one, a write that fails where not: a message, nothing half-written, and a rerun that ends well."
     import errno
 
-    import vat_nb.preprocess as preprocess
-    from vat_nb.releases import clips, mer23
+    import vat_nb.data.store as preprocess
+    from vat_nb.data.datasets import clips, mer23
     disk, release = tmp_path / "disk", mer23(small_release)
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode == 0
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "model_size=400k", "tmpfs", disk], capture_output=True).returncode == 0
     store = disk / "store"
 
     def fill(path, raw, flush=False, real=preprocess.write_atomically):
@@ -299,7 +303,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
-        assert all(preprocess.read_stored(store / "clips" / n).jpegs for n in left)
+        assert all(preprocess.load_clip(store / "clips" / n).jpegs for n in left)
         if mounted: subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()
         ledger = preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
@@ -309,7 +313,8 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
 
 def test_paths_that_leave_a_manifest_are_refused(tmp_path):
-    from vat_nb.releases import ReleaseError, check, manifest
+    from vat_nb.data.tables import ReleaseError
+    from vat_nb.data.datasets import check, manifest
     (tmp_path / "r").mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"x")
     (tmp_path / "r" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
@@ -323,13 +328,13 @@ def test_paths_that_leave_a_manifest_are_refused(tmp_path):
 
 SAVE = """
 import sys, torch
-from vat_nb.checkpoint import save_tensors
+from vat_nb.training.checkpoint import save_tensors
 for i in range(10**6): save_tensors(sys.argv[1], {"x": torch.full((2_000_000,), float(i))}, dict(i=i))
 """
 
 
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
-    from vat_nb.checkpoint import load_tensors
+    from vat_nb.training.checkpoint import load_tensors
     path = tmp_path / "run.safetensors"
     for wait in (0.01, 0.05, 0.1):
         run = subprocess.Popen([sys.executable, "-c", SAVE, path])
@@ -345,8 +350,8 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
 DASK = """
 import sys
 from distributed import Client
-from vat_nb.preprocess import preprocess
-from vat_nb.releases import clips, mer23
+from vat_nb.data.store import preprocess
+from vat_nb.data.datasets import clips, mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
     with Client(scheduler_file=sys.argv[3]) as client: preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
@@ -354,8 +359,8 @@ if __name__ == "__main__":
 
 
 def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
-    from vat_nb.preprocess import preprocess, read_ledger
-    from vat_nb.releases import clips, mer23
+    from vat_nb.data.store import preprocess, read_ledger
+    from vat_nb.data.datasets import clips, mer23
     release, file = mer23(small_release), tmp_path / "scheduler.json"
     alone = preprocess(clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
     start = lambda *a: subprocess.Popen([sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]], stderr=subprocess.DEVNULL, cwd=tmp_path)

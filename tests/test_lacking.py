@@ -34,9 +34,9 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     (tmp_path / "mine").mkdir()
     for c in clips: shutil.copy(c, tmp_path / "mine")
     pd.DataFrame(dict(path=[c.name for c in clips], split="train")).to_csv(tmp_path / "mine/manifest.csv", index=False)
-    where = (f"root={tmp_path / 'mine'}", f"store={tmp_path / 'store'}", "dataset=features", "faces=none", "image=32")
+    where = (f"data_dir={tmp_path / 'mine'}", f"store_dir={tmp_path / 'store'}", "dataset=features", "face_detector=none", "image_size=32")
     encoders = f"audio_encoder={names['whisper']}", f"video_encoder={tiny_graph(tmp_path / 'face.onnx')}"
-    _, _, out = papermill(tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid=0.4", check=True)
+    _, _, out = papermill(tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid_fraction=0.4", check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert found["held_out"] == 6 and 0 <= found["matching_auc"] <= 1 and found["matching_chance"] == 0.5
     assert [(r["k"], r["chance"]) for r in found["retrieval"]] == [(1, 1 / 6), (5, 5 / 6), (10, 1.0)]
@@ -45,8 +45,8 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     papermill(tmp_path, *where, *encoders, f"export={tmp_path / 'shared'}", name="features", check=True)
     assert len(list((tmp_path / "shared").rglob("*.npy"))) == 32
     assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
-    (tmp_path / "audited").mkdir()
-    _, _, out = papermill(tmp_path / "audited", *where, *encoders, "pretrain_epochs=1", name="audit", check=True)
+    (tmp_path / "audit_hash").mkdir()
+    _, _, out = papermill(tmp_path / "audit_hash", *where, *encoders, "pretrain_epochs=1", name="audit", check=True)
     areas = json.loads((out / "audit/audit.json").read_text())["areas"]
     assert {r["kind"] for r in areas} == {"swapped", "shifted"} and all(0 <= r["area"] <= 1 for r in areas)
 
@@ -65,8 +65,8 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
         if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1": shutil.copy(path, copy)
         elif kind == "sound only": keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
         else: keep_stream(path, copy, "video")
-    where = "dataset=mer23", f"root={release}", f"store={tmp_path / 'store'}"
-    _, _, out = papermill(tmp_path, *where, *FAST, "keep_clips=6", check=True)
+    where = "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}"
+    _, _, out = papermill(tmp_path, *where, *FAST, "snapshot_clips=6", check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == (4 if kind == "silent test" else 0)
     assert set(found["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())

@@ -56,14 +56,14 @@ def folder(tmp_path_factory):
 
 
 def clips_of(folder):
-    from vat_nb.core import Clip
+    from vat_nb.types import Clip
     return [Clip(p.name, str(p), "train") for p in sorted(folder.iterdir()) if p.is_file()] + [Clip("gone.mp4", str(folder / "gone.mp4"), "train")]
 
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import Task
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import Task
     store = tmp_path_factory.mktemp("store")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
     ledger = preprocess(clips_of(folder), Task(()), store, fps=FPS, size=SIZE, processes=1)
@@ -88,14 +88,14 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 
 
 def test_a_rerun_does_nothing(run, folder):
-    from vat_nb.preprocess import unfinished
+    from vat_nb.data.store import unfinished
     assert unfinished(clips_of(folder), run[2], dict(fps=FPS, size=SIZE, quality=90, faces=None)) == []
 
 
 @pytest.mark.parametrize("name", ["12.5 fps.mp4", "59.94 fps.mp4", "late.mkv", "late.ts", "variable.mp4", "turned.mp4", "whole.avi"])
 def test_frames_are_picked_by_time(run, name):
     "Whatever the rate and the first timestamp: eight frames of two seconds, and the picture is the one on screen then."
-    from vat_nb.media import decode_jpegs
+    from vat_nb.data.decoding import decode_jpegs
     store = run[1]
     got, whole = (store.media(next(c for c in store.clips if c.id == n)) for n in (name, "whole.mp4"))
     assert np.allclose(got.times, (np.arange(8) + 0.5) / FPS) and abs(got.duration - 2) < 0.1 and abs(len(got.audio) - 32000) < 1700
@@ -122,8 +122,8 @@ def test_short_files_keep_what_they_have(run):
 
 LONG = """
 import sys
-from vat_nb.core import Clip
-from vat_nb.preprocess import preprocess_clip
+from vat_nb.types import Clip
+from vat_nb.data.store import preprocess_clip
 row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], dict(fps=4.0, size=160, quality=90, faces="cascade"))
 peak = next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(row["status"], row["frames"], row["samples"], peak)
@@ -139,7 +139,7 @@ def test_ten_minutes_fit_into_600_megabytes(tmp_path):
 
 
 def test_a_clip_has_a_time_limit(folder):
-    from vat_nb.media import MediaError, read_clip
+    from vat_nb.data.decoding import MediaError, read_clip
     with pytest.raises(MediaError) as e: read_clip(folder / "whole.mp4", limit=0.0)
     assert e.value.reason == "TIMEOUT"
 
@@ -156,9 +156,9 @@ def spoil(raw: bytes, rng) -> bytes:
 
 def test_hundreds_of_spoilt_files(javased, tmp_path):
     "Never a crash, never a hang, never a wrong length that nobody is told of."
-    from vat_nb.core import Clip
-    from vat_nb.preprocess import preprocess
-    from vat_nb.releases import Task
+    from vat_nb.types import Clip
+    from vat_nb.data.store import preprocess
+    from vat_nb.data.datasets import Task
     rng, sources = np.random.default_rng(0), sorted((javased / "clips").glob("*.mp4"))[::18]
     (tmp_path / "v").mkdir()
     for i in range(320): (tmp_path / "v" / f"{i % len(sources)}_{i:03d}.mp4").write_bytes(spoil(sources[i % len(sources)].read_bytes(), rng))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
-from vat_nb.media import decode_jpegs, read_clip
+from vat_nb.data.decoding import decode_jpegs, read_clip
 
 
 @pytest.fixture(scope="module")
@@ -12,7 +12,7 @@ def files(javased): return sorted((javased / "clips").glob("*.mp4"))[::12]
 
 
 def test_leaving_packets_out_changes_no_frame(files, monkeypatch):
-    import vat_nb.media as media
+    import vat_nb.data.decoding as media
     for path in files:
         fast = read_clip(path)
         with monkeypatch.context() as m:
@@ -46,7 +46,7 @@ def test_sound_keeps_its_level_and_its_place(files):
 
 def test_two_detectors_find_the_same_faces(files, javased):
     "The cascade and YuNet were made apart: where they agree on real clips, both are right."
-    from vat_nb.faces import face_locator, overlap
+    from vat_nb.data.faces import face_locator, overlap
     weights = javased.parent / "models" / "yunet_n_640_640.onnx"
     if not weights.is_file(): pytest.skip("YuNet's weights are not on this machine")
     for path in files:
@@ -57,9 +57,9 @@ def test_two_detectors_find_the_same_faces(files, javased):
 def test_a_finished_store_is_opened_without_its_detector(files, javased, tmp_path):
     "Weights are only needed where there is a face to look for."
     from vat_nb import faces
-    from vat_nb.core import Clip
-    from vat_nb.preprocess import preprocess
-    from vat_nb.releases import Task
+    from vat_nb.types import Clip
+    from vat_nb.data.store import preprocess
+    from vat_nb.data.datasets import Task
     weights = javased.parent / "models" / "yunet_n_640_640.onnx"
     if not weights.is_file(): pytest.skip("YuNet's weights are not on this machine")
     here = tmp_path / weights.name

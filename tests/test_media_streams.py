@@ -123,7 +123,7 @@ def progress_of_sound(x) -> float:
 
 def differences(spec: Spec, media) -> dict:
     "s of each stream that are dropped, invented or at another time, against what was muxed."
-    from vat_nb.media import decode_jpegs
+    from vat_nb.data.decoding import decode_jpegs
     origin = spec.video_start if spec.video_start - spec.audio_start <= 0.05 else spec.audio_start
     n, frame_s = len(spec.frames), float(1 / spec.frame_rate)
     levels = [decode_jpegs([j])[0].mean() for j in media.jpegs]
@@ -156,7 +156,7 @@ def decoded_by_ffmpeg(path, *how) -> bytes:
 @pytest.mark.parametrize("seed", range(4))
 def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
     "The oracle is FFmpeg's own program: the grays of its frames, the length and the level of its sound."
-    from vat_nb.media import decode_jpegs, read_clip
+    from vat_nb.data.decoding import decode_jpegs, read_clip
     rng, seen = np.random.default_rng(100 + seed), 0
     while seen < 5:
         spec = draw(rng)
@@ -182,7 +182,7 @@ def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
 
 @pytest.mark.parametrize("seed", range(10))
 def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
-    from vat_nb.media import read_clip
+    from vat_nb.data.decoding import read_clip
     rng, told = np.random.default_rng(seed), 0
     for i in range(30):
         spec = draw(rng)
@@ -209,7 +209,7 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
 
 def test_a_clock_that_starts_again(tmp_path):
     "Two transport streams glued together: all pictures and all sound, one after the other, and the row says so."
-    from vat_nb.media import decode_jpegs, read_clip
+    from vat_nb.data.decoding import decode_jpegs, read_clip
     rng = np.random.default_rng(0)
     for i in (0, 1):
         spec = Spec("ts", "libx264", "aac", Fraction(25), 44100, "mono", "all", 0, 0, 2.0, 2.0)
@@ -225,7 +225,7 @@ def test_a_clock_that_starts_again(tmp_path):
 
 def test_each_size_has_a_square_of_its_own(tmp_path):
     "Where the size changes in mid-stream, the face is looked for again, and its square lies inside the picture."
-    from vat_nb.media import read_clip
+    from vat_nb.data.decoding import read_clip
     spec = Spec("mkv", "mjpeg", "pcm_s16le", Fraction(10), 16000, "mono", "all", 0, 0, 3.0, 3.0, sizes=((64, 48), (48, 64), (160, 120)))
     write(spec, tmp_path / "a.mkv", np.random.default_rng(0))
     asked = []

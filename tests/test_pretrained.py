@@ -51,9 +51,9 @@ def names(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import clips, mer23
-    from vat_nb.synth import plan_demo, write_demo
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import clips, mer23
+    from vat_nb.data.demo_data import plan_demo, write_demo
     top = tmp_path_factory.mktemp("store")
     release = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
     preprocess(clips(release), release.task, top / "store", fps=12.5, size=32, processes=1)
@@ -75,19 +75,19 @@ def vat(video, audio, dim=32):
 
 
 def video_encoder(name, tune="frozen", grid=1):
-    from vat_nb.tuning import tuned_encoder
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.tuning import tuned_encoder
+    from vat_nb.encoders.video_backbones import load_video_backbone
     return tuned_encoder(load_video_backbone(name, 12.5, grid), 32, 4, tune=tune)
 
 
 def audio_encoder(name, tune="frozen"):
-    from vat_nb.audio_backbones import load_audio_backbone
-    from vat_nb.tuning import tuned_encoder
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
+    from vat_nb.encoders.tuning import tuned_encoder
     return tuned_encoder(load_audio_backbone(name), 32, 4, tune=tune)
 
 
 def batch_of(store, frames=24):
-    from vat_nb.loading import make_loader
+    from vat_nb.data.dataloader import make_loader
     return next(iter(make_loader(store, store.usable(), frames=frames, batch_size=6)))
 
 
@@ -96,11 +96,13 @@ def batch_of(store, frames=24):
 def test_training_teaches_what_it_should(names, store, video, audio, grid, tune):
     "A step of pretraining and of fine-tuning: fixed stays, trained moves, the teacher follows, a checkpoint returns."
     from vat_nb.momentum import update_teacher
-    from vat_nb.training import Finetune, Goals, Pretrain, make_optimizer
+    from vat_nb.finetuning import Finetune
+    from vat_nb.pretraining import PretrainWeights, Pretrain
+    from vat_nb.train_loop import make_optimizer
     torch.manual_seed(0)
     make = lambda: vat(video_encoder(names[video], tune, grid), audio_encoder(names[audio], tune))
     batch = batch_of(store)
-    for objective in (Pretrain(make(), queue=8, goals=Goals(masked=0.0)), Finetune(make())):
+    for objective in (Pretrain(make(), queue_size=8, weights=PretrainWeights(masked=0.0)), Finetune(make())):
         student, teacher = objective.student.train(), objective.teacher
         before, taught = (
             {k: v.detach().clone() for k, v in student.named_parameters()},
@@ -109,7 +111,7 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         optimizer = make_optimizer(student)
         for _ in range(2):  # LoRA's first matrices move once the second ones are not zero
             optimizer.zero_grad()
-            objective(batch, alpha=0.4).loss.backward()
+            objective.single_step(batch, alpha=0.4).loss.backward()
             optimizer.step()
             update_teacher(teacher, student, 0.5)
         now, teacher_now = dict(student.named_parameters()), dict(teacher.named_parameters())
@@ -127,73 +129,75 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         if tune == "frozen": assert not saved
         if tune == "lora": assert saved and all("lora_" in k for k in saved)
         other = type(objective)(
-            make(), **(dict(queue=8, goals=Goals(masked=0.0)) if isinstance(objective, Pretrain) else {})
+            make(), **(dict(queue_size=8, weights=PretrainWeights(masked=0.0)) if isinstance(objective, Pretrain) else {})
         )
         other.load_state_dict({k: v.clone() for k, v in state.items()})
         with torch.no_grad():
-            assert torch.equal(other.student.eval()(batch).fusion.logits, student.eval()(batch).fusion.logits)
+            assert torch.equal(other.student.eval()(batch).fused.logits, student.eval()(batch).fused.logits)
 
 
 def test_places_of_the_picture_can_be_told_apart(names, store):
     "With video_grid a recipe reads places: another cache, four tokens a moment, and attention over them."
-    from vat_nb.core import ParameterError
-    from vat_nb.experiment import new_model
-    from vat_nb.inputs import build_loader, check_encoders, layouts, prepare_features
-    from vat_nb.saliency import averaged, lay_out, look, raw
+    from vat_nb.data.io import ParameterError
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.encoders.inputs import build_loader, check_encoders, layouts, prepare_features
+    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
     recipe = recipe_of(names, store, video_grid=2)
     check_encoders(recipe)
-    whole, places = prepare_features(store, recipe | dict(video_grid=1)), prepare_features(store, recipe)
+    whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
     assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
     assert layouts(store, recipe)["video"].grid == 2
     one = next(iter(build_loader(store, store.usable()[:1], recipe)))
-    heat = lay_out(seen := look(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
+    heat = to_heatmap(seen := look(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
-            check_encoders(recipe | dict(video_grid=wrong) | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {}))
+            check_encoders(recipe.replace(video_grid=wrong) | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {}))
 
 
 def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
-    from vat_nb import training
-    seen, real = [], training.matching_pairs
+    from vat_nb import pretraining
+    seen, real = [], pretraining.matching_pairs
     def spy(*args, even, **more):
         seen.append(even)
         return real(*args, even=even, **more)
-    monkeypatch.setattr(training, "matching_pairs", spy)
-    from vat_nb.model import ModelConfig, build_vat
+    monkeypatch.setattr(pretraining, "matching_pairs", spy)
+    from vat_nb.sizes import ModelConfig, build_vat
     model = build_vat(ModelConfig("tiny", 32, 12.5, 6))
-    objective = training.Pretrain(model, queue=8, goals=training.Goals(masked=0.0, random_negatives=0.33))
-    for objective.progress in (0.0, 0.32, 0.34, 0.99): objective(batch_of(store), alpha=0.0)
+    objective = pretraining.Pretrain(model, queue_size=8, weights=pretraining.PretrainWeights(masked=0.0, random_negatives=0.33))
+    for objective.progress in (0.0, 0.32, 0.34, 0.99): objective.single_step(batch_of(store), alpha=0.0)
     assert seen == [True, True, False, False]
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.saliency import averaged, lay_out, look, raw, show_attention
-    one = batch_of(store).keep(torch.tensor([0]))
+    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw, plot_attention
+    one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
         seen = look(model, one)
-        heat, frames = lay_out(seen, averaged(raw(seen))), int(one.vmask.sum())
+        heat, frames = to_heatmap(seen, averaged(raw(seen))), int(one.video_mask.sum())
         assert (
             heat.places.shape == (-(-frames // moments), grid, grid)
-            and heat.time.shape == (int(one.amask.sum() - 80) // 320, len(heat.places))
+            and heat.time.shape == (int(one.audio_mask.sum() - 80) // 320, len(heat.places))
         )
-        show_attention(model, one)
+        plot_attention(model, one)
 
 
 def recipe_of(names, store, **more):
-    from vat_nb.core import read_recipe
-    base = read_recipe("features") | dict(
-        video_encoder=names["vit"], audio_encoder=names["whisper"], store=str(store.path),
-        fps=12.5, image=32, frames=24, batch_size=3,
+    from vat_nb.training.config import read_recipe
+    values = dict(
+        video_encoder=names["vit"], audio_encoder=names["whisper"], store_dir=str(store.path),
+        fps=12.5, image_size=32, num_frames=24, batch_size=3,
     )
-    return base | more
+    return read_recipe("features", **values | more)
 
 
 def test_small_model_trains_on_cached_features(names, store):
-    from vat_nb.experiment import new_model
-    from vat_nb.inputs import build_loader, prepare_features
-    from vat_nb.training import Finetune, Schedule, fit, make_accelerator
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.encoders.inputs import build_loader, prepare_features
+    from vat_nb.finetuning import Finetune
+    from vat_nb.train_loop import OptimConfig
+    from vat_nb.training.fit import fit, make_accelerator
     recipe = recipe_of(names, store, feature_dropout=0.0, dropout=0.0)
     folders = prepare_features(store, recipe)
     assert set(folders) == {"video", "audio"} and all(len(list((f / "clips").iterdir())) == 6 for f in folders.values())
@@ -202,12 +206,12 @@ def test_small_model_trains_on_cached_features(names, store):
         Finetune(new_model(recipe, store, store.usable())),
         build_loader(store, store.usable(), recipe, shuffle=True),
     )
-    history = fit(objective, loader, make_accelerator("cpu", seed=0), epochs=20, how=Schedule(lr=3e-3))
-    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    history = fit(objective, loader, make_accelerator("cpu", seed=0), epochs=20, config=OptimConfig(lr=3e-3))
+    assert history[-1].losses["loss"] < 0.7 * history[0].losses["loss"]
 
 
 def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
-    from vat_nb.feature_cache import CachedSource, EncoderSpec, cache_features, cache_folder
+    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features, cache_folder
     spec, clips = EncoderSpec("video", names["mae"]), store.usable()
     cache_features(spec, store, clips[:2], tmp_path)
     first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
@@ -233,8 +237,8 @@ def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
 def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
     "Before the first clip: how many clips and bytes; after some: how many minutes."
     from conftest import write_noise
-    from vat_nb.feature_cache import EncoderSpec, cache_features
-    from vat_nb.preprocess import open_store
+    from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
+    from vat_nb.data.store import open_store
     store = open_store(write_noise(tmp_path / "store", 20))
     cache_features(EncoderSpec("video", names["vit"]), store, store.usable(), processes=1)
     printed = capsys.readouterr().out
@@ -243,7 +247,7 @@ def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
 
 def test_two_processes_write_what_one_does(names, store, tmp_path):
     from vat_nb import feature_cache
-    from vat_nb.feature_cache import CachedSource, EncoderSpec, cache_features
+    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features
     spec, clips = EncoderSpec("audio", names["whisper"], rate=12.5), store.usable()
     cache_features(spec, store, clips, tmp_path / "one")
     (tmp_path / "two").mkdir()
@@ -257,7 +261,7 @@ def test_two_processes_write_what_one_does(names, store, tmp_path):
 def test_no_room_no_start(names, store, tmp_path, monkeypatch):
     from collections import namedtuple
     from vat_nb import feature_cache
-    from vat_nb.feature_cache import EncoderSpec, cache_features
+    from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
     monkeypatch.setattr(
         feature_cache.shutil,
         "disk_usage",
@@ -271,13 +275,13 @@ def test_no_room_no_start(names, store, tmp_path, monkeypatch):
 def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     "A silent clip, one without a picture, and one too short for a token: nothing is lost, and it is said."
     import simplejpeg
-    from vat_nb.core import Clip
-    from vat_nb.experiment import new_model
-    from vat_nb.inference import predict
-    from vat_nb.inputs import build_loader, prepare_features
-    from vat_nb.media import Media
-    from vat_nb.preprocess import LEDGER, append_rows, open_store, write_clips, write_stored
-    from vat_nb.releases import MER23
+    from vat_nb.types import Clip
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.evaluation.predictions import predict
+    from vat_nb.encoders.inputs import build_loader, prepare_features
+    from vat_nb.data.decoding import Media
+    from vat_nb.data.store import LEDGER, append_rows, open_store, write_clips, save_clip
+    from vat_nb.data.datasets import MER23
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
     clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
     for clip, frames, samples in zip(clips, (10, 10, 0, 2), (16000, 0, 16000, 200)):
@@ -287,7 +291,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
             (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16),
             max(frames / 10, samples / 16000), (), "", None,
         )
-        write_stored(tmp_path / "clips" / f"{clip.id}.safetensors", media)
+        save_clip(tmp_path / "clips" / f"{clip.id}.safetensors", media)
         rows.append(dict.fromkeys(LEDGER, "") | dict(
             id=clip.id, split="train", status="ok", duration=media.duration, frames=frames, samples=samples,
             size=1, mtime=1, settings="0" * 12,
@@ -298,31 +302,31 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     recipe = recipe_of(names, store, fps=10.0)
     prepare_features(store, recipe)
     assert "1 clips are too short for one feature" in "".join(capsys.readouterr())
-    batch = next(iter(build_loader(store, clips, recipe | dict(batch_size=4))))
+    batch = next(iter(build_loader(store, clips, recipe.replace(batch_size=4))))
     assert (
-        batch.vmask.any(1).tolist() == [True, True, False, True]
-        and batch.amask.any(1).tolist() == [True, False, True, False]
+        batch.video_mask.any(1).tolist() == [True, True, False, True]
+        and batch.audio_mask.any(1).tolist() == [True, False, True, False]
     )
     found = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
-    assert np.isfinite(found.logits["fusion"]).all() and len(found.clips) == 4
+    assert np.isfinite(found.logits["fused"]).all() and len(found.clips) == 4
 
 
 def test_garbage_in_padding_and_company_change_nothing(names, store):
     "Through the cache, the loader and the model: other clips in the batch, more padding, garbage in it."
-    from vat_nb.experiment import new_model
-    from vat_nb.inputs import build_loader, prepare_features
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.encoders.inputs import build_loader, prepare_features
     recipe = recipe_of(names, store, audio_layers="mix", video_layers="mix")
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable()).eval()
-    batch = next(iter(build_loader(store, store.usable(), recipe | dict(batch_size=6))))
+    batch = next(iter(build_loader(store, store.usable(), recipe.replace(batch_size=6))))
     spoil = lambda x, m: torch.where(m.reshape(*m.shape, *[1] * (x.ndim - 2)), x, torch.full_like(x, torch.nan))
     with torch.no_grad():
-        plain = model(batch).fusion.logits
+        plain = model(batch).fused.logits
         spoilt = model(
-            batch._replace(video=spoil(batch.video, batch.vmask), audio=spoil(batch.audio, batch.amask))
-        ).fusion.logits
-        alone = torch.cat([model(next(iter(build_loader(store, [c], recipe)))).fusion.logits for c in store.usable()])
-        turned = model(batch.keep(torch.arange(5, -1, -1))).fusion.logits.flip(0)
+            batch._replace(video=spoil(batch.video, batch.video_mask), audio=spoil(batch.audio, batch.audio_mask))
+        ).fused.logits
+        alone = torch.cat([model(next(iter(build_loader(store, [c], recipe)))).fused.logits for c in store.usable()])
+        turned = model(batch.select(torch.arange(5, -1, -1))).fused.logits.flip(0)
     assert (
         torch.allclose(plain, spoilt, atol=1e-5)
         and torch.allclose(plain, alone, atol=1e-5)
@@ -333,26 +337,26 @@ def test_garbage_in_padding_and_company_change_nothing(names, store):
 def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
     "On another machine the encoder lies elsewhere; another of the same name is refused, and a missing one is named."
     import shutil
-    from vat_nb.experiment import new_model
-    from vat_nb.inference import predict
-    from vat_nb.inputs import build_loader, prepare_features
-    from vat_nb.recognizer import Recognizer
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.evaluation.predictions import predict
+    from vat_nb.encoders.inputs import build_loader, prepare_features
+    from vat_nb.runs.recognizer import Recognizer
     recipe = recipe_of(names, store)
     for stream in ("vit", "whisper"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
     recipe |= dict(video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/whisper")
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable())
     Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
-    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fusion"]
+    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fused"]
     assert np.allclose(
-        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"], expected, atol=0.02
     )
     (tmp_path / "here").rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="the encoder .*vit is not on this machine: copy vit into one of"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store)
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
     assert np.allclose(
-        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"], expected, atol=0.02
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"], expected, atol=0.02
     )
     other = Recognizer.from_pretrained(str(tmp_path / "checkpoint"), audio_encoder=names["base"])
     with pytest.raises(ValueError, match="has other weights .* than the encoder that this model was trained with"):
@@ -363,10 +367,10 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
 def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp_path, tune):
     "Without cached features, too: both missing encoders are named, moved ones are found, others are refused."
     import shutil
-    from vat_nb.experiment import new_model
-    from vat_nb.inference import predict
-    from vat_nb.inputs import build_loader
-    from vat_nb.recognizer import Recognizer
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.evaluation.predictions import predict
+    from vat_nb.encoders.inputs import build_loader
+    from vat_nb.runs.recognizer import Recognizer
     for stream in ("vit", "large"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
     recipe = recipe_of(
         names, store, video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/large", tune=tune,
@@ -374,12 +378,12 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
     )
     model = new_model(recipe, store, store.usable())
     Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
-    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fusion"]
+    expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fused"]
     (tmp_path / "here").rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="copy vit into one of .*; and .* copy large into one of"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"))
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
-    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fusion"]
+    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"]
     assert np.allclose(found, expected, atol=1e-4)
     with pytest.raises(ValueError, match="has other weights"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"), video_encoder=other_weights(names["vit"], tmp_path))
@@ -398,11 +402,11 @@ def other_weights(name, folder):
 
 def test_features_that_others_computed(names, store, tmp_path):
     "Train on a folder of .npy, with lacking, broken and mixed files each told in a sentence."
-    from vat_nb.core import ParameterError
-    from vat_nb.experiment import new_model
-    from vat_nb.inference import predict
-    from vat_nb.inputs import build_loader, can_corrupt, check_encoders, prepare_features
-    from vat_nb.recognizer import Recognizer
+    from vat_nb.data.io import ParameterError
+    from vat_nb.runs.pipeline import new_model
+    from vat_nb.evaluation.predictions import predict
+    from vat_nb.encoders.inputs import build_loader, can_corrupt, check_encoders, prepare_features
+    from vat_nb.runs.recognizer import Recognizer
     rng = np.random.default_rng(0)
     for c in store.usable(): np.save(tmp_path / f"{c.id}.npy", rng.normal(size=(30, 7)).astype("f"))
     recipe = recipe_of(names, store, audio_encoder=f"features:{tmp_path}")
@@ -413,7 +417,7 @@ def test_features_that_others_computed(names, store, tmp_path):
     with pytest.raises(ValueError, match="somebody else computed .* reads no videos"):
         Recognizer(model, store.task, recipe).look(store)
     with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"):
-        check_encoders(recipe | dict(video_encoder=None))
+        check_encoders(recipe.replace(video_encoder=None))
     (tmp_path / f"{store.usable()[2].id}.npy").unlink()
     with pytest.raises(ValueError, match="another digest"): prepare_features(store, recipe)
 
@@ -421,8 +425,8 @@ def test_features_that_others_computed(names, store, tmp_path):
 def test_whisper_equals_the_library_on_real_weights(weights, javased):
     "Token by token, at a clip's own length, every layer; and a batch of clips says what each says alone."
     import transformers
-    from vat_nb.audio_backbones import load_audio_backbone
-    from vat_nb.media import read_clip
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
+    from vat_nb.data.decoding import read_clip
     folder = weights / "whisper-tiny.en-encoder"
     library = transformers.WhisperModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
@@ -457,7 +461,7 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
 
 def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
     import onnxruntime
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.video_backbones import load_video_backbone
     frames = torch.randint(0, 256, (2, 5, 3, 64, 64), dtype=torch.uint8)
     eye = load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0)
     session = onnxruntime.InferenceSession(str(weights / "emotion.onnx"))
@@ -469,8 +473,8 @@ def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
 
 def test_pretraining_needs_no_label(names, store, tmp_path):
     "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
-    from vat_nb.core import ParameterError
-    from vat_nb.experiment import pretrain, split_clips
+    from vat_nb.data.io import ParameterError
+    from vat_nb.runs.pipeline import pretrain, split_clips
     clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
     bare = store._replace(clips=clips)
     recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
@@ -489,8 +493,8 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
 
 def test_named_pairs_say_what_they_need():
     "Without a network and without the files: one sentence, with the way out. Every pair says its size and licence."
-    from vat_nb.core import encoder_pairs, read_recipe
-    from vat_nb.inputs import reads_features
+    from vat_nb.training.config import encoder_pairs, read_recipe
+    from vat_nb.encoders.inputs import reads_features
     pairs = encoder_pairs(PROJECT / "settings.ini")
     assert {"small", "chinese", "multilingual"} <= set(pairs)
     for name, said in pairs.items():
@@ -504,8 +508,8 @@ def test_named_pairs_say_what_they_need():
 def test_without_a_network_it_says_so_at_once():
     "Only where there is none: the names are real."
     import huggingface_hub
-    from vat_nb.audio_backbones import load_audio_backbone
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
+    from vat_nb.encoders.video_backbones import load_video_backbone
     try: huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
     except Exception: pass
     else: pytest.skip("there is a network")
@@ -528,8 +532,8 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
     import huggingface_hub
     import timm
     from safetensors.torch import save_file
-    from vat_nb.audio_backbones import load_audio_backbone
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
+    from vat_nb.encoders.video_backbones import load_video_backbone
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -562,7 +566,7 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
 
 def test_half_precision_checkpoints_are_read_in_full(names, tmp_path):
     import transformers
-    from vat_nb.audio_backbones import load_audio_backbone
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
     transformers.AutoModel.from_pretrained(names["base"].removeprefix("hf:")).half().save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     assert {p.dtype for p in load_audio_backbone(f"hf:{tmp_path}").parameters()} == {torch.float32}
@@ -571,7 +575,7 @@ def test_half_precision_checkpoints_are_read_in_full(names, tmp_path):
 def test_a_checkpoint_with_holes_is_refused(names, tmp_path):
     import shutil
     from safetensors.torch import load_file, save_file
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.video_backbones import load_video_backbone
     shutil.copytree(names["vit"].removeprefix("hf:"), tmp_path / "vit")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file(
@@ -585,8 +589,8 @@ def test_a_checkpoint_with_holes_is_refused(names, tmp_path):
 
 def test_mixed_precision_and_dropped_frames(names):
     "Under bf16 the shapes and masks stay; a frame that is not real in the middle of a clip changes nothing."
-    from vat_nb.audio_backbones import load_audio_backbone
-    from vat_nb.video_backbones import load_video_backbone
+    from vat_nb.encoders.audio_backbones import load_audio_backbone
+    from vat_nb.encoders.video_backbones import load_video_backbone
     video, mask = (torch.rand(2, 7, 3, 32, 32) * 255).to(torch.uint8), torch.ones(2, 7, dtype=bool)
     mask[0, 3], mask[1, 5:] = False, False
     for name in ("vit", "mae"):
@@ -596,11 +600,11 @@ def test_mixed_precision_and_dropped_frames(names):
         assert torch.equal(eye(other, mask)[0], plain)
         with torch.autocast("cpu", torch.bfloat16): rough, _ = eye(video, mask)
         assert rough.dtype == torch.float32 and (rough - plain)[real].abs().max() < 0.2
-    sound, amask = torch.randn(2, 5000), torch.arange(5000) < torch.tensor([[5000], [3000]])
+    sound, audio_mask = torch.randn(2, 5000), torch.arange(5000) < torch.tensor([[5000], [3000]])
     for name in ("base", "large", "whisper"):
         ear = load_audio_backbone(names[name]).requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16): rough, real = ear(sound, amask)
-        assert (rough - ear(sound, amask)[0])[real].abs().max() < 0.3
+        with torch.autocast("cpu", torch.bfloat16): rough, real = ear(sound, audio_mask)
+        assert (rough - ear(sound, audio_mask)[0])[real].abs().max() < 0.3
 
 
 def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
@@ -612,7 +616,7 @@ def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
 
 
 def test_exported_features_are_read_back(names, store, tmp_path):
-    from vat_nb.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
+    from vat_nb.encoders.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
     folder = cache_features(
         EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache"
     )

@@ -9,37 +9,40 @@ import psutil
 import pytest
 import torch
 from conftest import modified_ns
-from vat_nb.checkpoint import load_tensors
+from vat_nb.training.checkpoint import load_tensors
 
 TRAIN = """
 import json, sys, torch
 from functools import partial
 from pathlib import Path
 from torch.utils.data import DataLoader
-from vat_nb.augment import Augment
-from vat_nb.checkpoint import Checkpoints, save_tensors
-from vat_nb.core import Batch, lengths_mask
-from vat_nb.loading import Windows
-from vat_nb.model import ModelConfig, build_vat
-from vat_nb.processes import process_count, process_rank
-from vat_nb.pseudo import Confidence
-from vat_nb.supervise import UncertaintyBlend
-from vat_nb.training import *
+from vat_nb.augmentation import Augment
+from vat_nb.training.checkpoint import Checkpoints, save_tensors
+from vat_nb.types import Batch, lengths_mask
+from vat_nb.data.dataloader import WindowSampler
+from vat_nb.sizes import ModelConfig, build_vat
+from vat_nb.distributed import process_count, process_rank
+from vat_nb.pseudo_labels import FlexMatchThresholds
+from vat_nb.supervision import UncertaintyWeighting
+from vat_nb.finetuning import Finetune
+from vat_nb.pretraining import Pretrain, PretrainWeights
+from vat_nb.train_loop import OptimConfig
+from vat_nb.training.fit import fit, make_accelerator
 
 def clips(n):
     "Clips of different lengths: some without sound, some without a label, some the same clip."
     torch.manual_seed(7)
     video, audio = (torch.rand(n, 4, 3, 32, 32) * 255).to(torch.uint8), (torch.randn(n, 4800) * 3000).to(torch.int16)
-    amask = lengths_mask(torch.randint(1600, 4800, (n,)), 4800)
-    amask[3] = False
+    audio_mask = lengths_mask(torch.randint(1600, 4800, (n,)), 4800)
+    audio_mask[3] = False
     y, t = torch.arange(n) % 6, torch.randn(n, 1)
     y[::4], t[::5] = -100, torch.nan
-    return Batch(video, lengths_mask(torch.randint(1, 5, (n,)), 4), audio, amask, y, t, torch.arange(n) // 2 if repeat else torch.arange(n))
+    return Batch(video, lengths_mask(torch.randint(1, 5, (n,)), 4), audio, audio_mask, y, t, torch.arange(n) // 2 if repeat else torch.arange(n))
 
 def fill(objective):
     "fp64, and so many vectors in the queue that they matter."
     objective.double()
-    if hasattr(objective, "queue"): objective.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(9, objective.queue.v.shape[1], dtype=torch.float64), dim=1) for _ in "va"), torch.arange(9) + 100)
+    if hasattr(objective, "queue"): objective.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(9, objective.queue.video_embed.shape[1], dtype=torch.float64), dim=1) for _ in "va"), torch.arange(9) + 100)
     return objective
 
 class Rows(torch.utils.data.Dataset):
@@ -52,18 +55,19 @@ augment = Augment(0.5, 0.5) if draws else Augment()
 accelerator = make_accelerator("cpu", 1)
 n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
 data = clips(n)
-def loader(): return DataLoader(Rows(), size, sampler=Windows([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.keep(torch.tensor(items)))
+def loader(): return DataLoader(Rows(), size, sampler=WindowSampler([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.select(torch.tensor(items)))
 masking = 1.0 if draws else 0.0
 make = lambda: build_vat(ModelConfig("tiny", 32, 12.5, 6, 1, masking=masking))
-pre = fill(Pretrain(make(), 30, Goals(1, draws, draws), augment, keys))
-tune = fill(Finetune(make(), UncertaintyBlend(), augment=augment, confidence=Confidence(6, 0.2), mixup=0.4 if draws else 0.0))
+pre = fill(Pretrain(make(), 30, PretrainWeights(1, draws, draws), augment, keys))
+tune = fill(Finetune(make(), UncertaintyWeighting(), augment=augment, thresholds=FlexMatchThresholds(6, 0.2), mixup=0.4 if draws else 0.0))
 if not draws: pre, tune = (x.eval() for x in (pre, tune))
 if not draws:  # no dropout either
     for m in [*pre.modules(), *tune.modules()]:
         if isinstance(m, torch.nn.Dropout): m.p = 0.0
 rows = {}
 for name, objective in (("pre", pre), ("tune", tune)):
-    rows[name] = fit(objective, loader(), accelerator, 2, Schedule(1e-3, momentum=0.9, accumulate=accumulate, spread=spread == "spread"), checkpoint=out / f"{name}.safetensors", minutes=0)
+    logs = fit(objective, loader(), accelerator, 2, OptimConfig(1e-3, teacher_momentum=0.9, grad_accumulation=accumulate, shard_encoders=spread == "spread"), checkpoint=out / f"{name}.safetensors", save_minutes=0)
+    rows[name] = [log.flat() for log in logs]
 save_tensors(out / f"end{process_rank()}.safetensors", {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}, rows)
 accelerator.end_training()  # gloo's threads, left alone, can crash when Python ends
 """
@@ -73,9 +77,9 @@ repeat = False
 def train():
     torch.set_num_threads(1)
     data, accelerator = clips(8), make_accelerator("cpu", 1)
-    loader = DataLoader(Rows(), 2, sampler=Windows([4] * 8, 4), collate_fn=lambda items: data.keep(torch.tensor(items)))
-    row = fit(Pretrain(build_vat(ModelConfig("tiny", 32, 12.5, 6, 1)), 9), loader, accelerator, 1)[0]
-    print("process", process_rank(), process_count(), row["loss"], flush=True)
+    loader = DataLoader(Rows(), 2, sampler=WindowSampler([4] * 8, 4), collate_fn=lambda items: data.select(torch.tensor(items)))
+    log = fit(Pretrain(build_vat(ModelConfig("tiny", 32, 12.5, 6, 1)), 9), loader, accelerator, 1)[0]
+    print("process", process_rank(), process_count(), log.losses["loss"], flush=True)
     accelerator.end_training()
 
 from accelerate import notebook_launcher
@@ -118,7 +122,7 @@ def same(ours, theirs, eps):
     for k, v in tensors.items(): torch.testing.assert_close(v, others[k], atol=loose, rtol=loose, msg=lambda m: f"{k}: {m}")
     for stage in rows:
         for row, other in zip(rows[stage], other_rows[stage], strict=True):
-            for k in set(row) - {"seconds", "clips per second"}: assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
+            for k in set(row) - {"seconds", "clips_per_s"}: assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
 
 
 def test_two_processes_are_one_with_the_whole_batch(two, tmp_path):

@@ -15,7 +15,10 @@ def test_package_is_what_the_notebooks_export(tmp_path):
     for name in ("pyproject.toml", "README.md", "settings.ini"): shutil.copy(PROJECT / name, tmp_path / name)
     for command in ("nbdev-export", "nbdev-clean"): subprocess.run([f"{BIN}/{command}"], cwd=tmp_path, check=True, capture_output=True)
     for name, suffix in (("vat_nb", ".py"), ("nbs", ".ipynb")):
-        ours, theirs = ({p.name: p.read_text() for p in sorted((top / name).iterdir()) if p.suffix == suffix} for top in (PROJECT, tmp_path))
+        ours, theirs = (
+            {str(p.relative_to(top)): p.read_text() for p in sorted((top / name).rglob(f"*{suffix}")) if ".ipynb_checkpoints" not in p.parts}
+            for top in (PROJECT, tmp_path)
+        )
         assert ours == theirs, f"{name}/ is out of step: run make export and commit what it changes"
 
 
@@ -40,7 +43,7 @@ def test_notebooks_that_people_run_take_parameters_and_export_nothing():
 
 
 def test_kept_pictures_are_small():
-    for path in (PROJECT / "nbs").glob("*.ipynb"):
+    for path in (PROJECT / "nbs").rglob("*.ipynb"):
         for cell in json.loads(path.read_text())["cells"]:
             for out in cell.get("outputs", []): assert len(json.dumps(out)) < 200_000, f"{path.name} keeps an output of over 150 kB"
 
@@ -51,7 +54,7 @@ def test_import_brings_neither_torch_nor_matplotlib():
 
 
 def test_parameters_of_train_are_recipe_values():
-    from vat_nb.core import read_recipe
+    from vat_nb.training.config import read_recipe
     cells = json.loads((PROJECT / "nbs" / "train.ipynb").read_text())["cells"]
     source = "".join(next(c for c in cells if "parameters" in c["metadata"].get("tags", []))["source"])
     assert set(re.findall(r"^(\w+) = ", source, re.M)) <= set(read_recipe("demo", PROJECT / "settings.ini"))

@@ -8,18 +8,18 @@ from test_faults import FAST, papermill
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory):
-    from vat_nb.synth import plan_demo, write_demo
+    from vat_nb.data.demo_data import plan_demo, write_demo
     sizes = dict(muse_mimic=dict(train=16, devel=6, test=4), cheavd2=dict(train=32, val=8, test=4))
     return {name: write_demo(tmp_path_factory.mktemp(name) / "R & D", processes=0, layout=name, plans=plan_demo(sizes=s, people=dict.fromkeys(s, 2), layout=name)) for name, s in sizes.items()}
 
 
 def run(releases, tmp_path, name, *more):
-    _, _, out = papermill(tmp_path, f"dataset={name}", f"root={releases[name]}", f"store={tmp_path / 'store'}", *FAST, *more, check=True)
+    _, _, out = papermill(tmp_path, f"dataset={name}", f"data_dir={releases[name]}", f"store_dir={tmp_path / 'store'}", *FAST, *more, check=True)
     return json.loads((out / "metrics.json").read_text()), out
 
 
 def test_muse_mimic_end_to_end(releases, tmp_path):
-    found, out = run(releases, tmp_path, "muse_mimic", "processes=2")
+    found, out = run(releases, tmp_path, "muse_mimic", "num_processes=2")
     assert set(found["splits"]) == {"devel"}, "test labels are kept back"
     assert {"pearson", "mse", "undefined"} <= set(found["splits"]["devel"]) and found["splits"]["devel"]["main"] == "pearson"
     names = ("Approval", "Disappointment", "Uncertainty")

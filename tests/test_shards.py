@@ -46,8 +46,8 @@ def server(written):
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     "A store of 24 clips, and its shards: six of training clips."
-    from vat_nb.preprocess import open_store
-    from vat_nb.shards import write_shards
+    from vat_nb.data.store import open_store
+    from vat_nb.data.shards import write_shards
     folder = tmp_path_factory.mktemp("far")
     store = open_store(write_noise(folder / "store", 24))
     write_shards(store, folder / "shards", 3)
@@ -55,7 +55,7 @@ def written(tmp_path_factory):
 
 
 def test_only_the_bytes_of_a_clip_are_read(written, server):
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     store, folder = written
     far = open_store(server.address)
     assert sorted(p for p, _ in server.asked) == ["/clips.csv", "/index.json", "/ledger.csv", "/settings.json"]
@@ -72,8 +72,8 @@ def test_only_the_bytes_of_a_clip_are_read(written, server):
 @pytest.mark.parametrize("start", ["spawn", "fork"])
 def test_batches_are_those_of_the_store(written, server, start):
     "Read by a worker process, which inherits or is sent a store that this process has read from before."
-    from vat_nb.loading import make_loader
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.dataloader import make_loader
+    from vat_nb.data.store import open_store
     store, far = written[0], open_store(server.address)
     far.media(far.usable()[0])
     there = make_loader(far, far.usable("train"), 6, 5, True, workers=1, seed=3)
@@ -86,8 +86,8 @@ def test_batches_are_those_of_the_store(written, server, start):
 
 READ = """
 import sys
-from vat_nb.preprocess import open_store
-from vat_nb.shards import parts
+from vat_nb.data.store import open_store
+from vat_nb.data.shards import parts
 address, rank, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 store = open_store(f"{address}/as/{rank}")
 clips = store.usable("train")
@@ -106,8 +106,8 @@ def test_each_process_reads_its_own_shards_only(written, server):
 
 
 def test_parts_are_even_and_follow_the_clips(written):
-    from vat_nb.preprocess import open_store
-    from vat_nb.shards import parts
+    from vat_nb.data.store import open_store
+    from vat_nb.data.shards import parts
     far = open_store(written[1])
     clips = far.usable()
     for processes in (1, 2, 3, 4):
@@ -120,7 +120,7 @@ def test_parts_are_even_and_follow_the_clips(written):
 
 
 def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(written, server, monkeypatch):
-    import vat_nb.preprocess as preprocess
+    import vat_nb.data.store as preprocess
     monkeypatch.setattr(preprocess, "PATIENCE", (0.01, 0.01))
     far = preprocess.open_store(server.address)
     clip = far.usable()[0]
@@ -142,7 +142,7 @@ def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(wr
 def test_an_index_from_elsewhere_leads_nowhere(written, server, tmp_path):
     import shutil
 
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     server.folder = shutil.copytree(written[1], tmp_path / "served")
     index = json.loads((written[1] / "index.json").read_text())
     (tmp_path / "secret.tar").write_bytes(b"x" * 10**6)
@@ -159,8 +159,8 @@ def test_an_index_from_elsewhere_leads_nowhere(written, server, tmp_path):
 
 
 def test_a_writing_that_was_cut_off_goes_on(written, tmp_path, monkeypatch):
-    import vat_nb.shards as shards
-    from vat_nb.preprocess import open_store
+    import vat_nb.data.shards as shards
+    from vat_nb.data.store import open_store
     store, left = written[0], [3]
     def full(path, raw, real=shards.write_atomically):
         left[0] -= 1
@@ -180,7 +180,7 @@ def test_a_writing_that_was_cut_off_goes_on(written, tmp_path, monkeypatch):
 
 def test_others_read_the_shards(written):
     "tarfile, and the webdataset package where it is installed: each clip with what is known of it."
-    from vat_nb.preprocess import parse_stored
+    from vat_nb.data.store import decode_clip
     store, folder = written
     found = {}
     for path in sorted(folder.glob("*.tar")):
@@ -191,4 +191,4 @@ def test_others_read_the_shards(written):
     wds = pytest.importorskip("webdataset", reason='webdataset is not installed: pip install "vat_nb[dev]"')
     samples = list(wds.WebDataset([str(p) for p in sorted(folder.glob("train-*.tar"))], shardshuffle=False))
     assert {s["__key__"] for s in samples} == {c.id for c in store.usable("train")}
-    for s in samples: assert json.loads(s["json"])["id"] == s["__key__"] and len(parse_stored(s["safetensors"], s["__key__"]).jpegs) == 10
+    for s in samples: assert json.loads(s["json"])["id"] == s["__key__"] and len(decode_clip(s["safetensors"], s["__key__"]).jpegs) == 10

@@ -17,7 +17,7 @@ CLASSES = ("angry", "happy", "sad")
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     "Eighteen short clips, one colour and one tone for each class: four of each to train on, two to test."
-    from vat_nb.synth import write_clip
+    from vat_nb.data.demo_data import write_clip
     folder = tmp_path_factory.mktemp("situations") / "my clips"
     (folder / "c").mkdir(parents=True)
     rng, t = np.random.default_rng(0), np.arange(16000) / 16000
@@ -43,20 +43,20 @@ def write(folder, table, **how):
 
 
 def released(folder):
-    from vat_nb.releases import check, manifest
+    from vat_nb.data.datasets import check, manifest
     release = manifest(folder)
     return release, check(release)
 
 
 def train(folder, out):
     "Train a small model as the notebooks do, and save it; returns its classes."
-    from vat_nb.core import notebook_recipe
-    from vat_nb.experiment import accelerator_of, check_recipe, finetune, new_model, open_release, pretrain, split_clips
-    from vat_nb.recognizer import Recognizer
-    recipe = check_recipe(notebook_recipe(dict(
+    from vat_nb.training.config import load_recipe
+    from vat_nb.runs.pipeline import build_accelerator, check_recipe, finetune, new_model, prepare_store, pretrain, split_clips
+    from vat_nb.runs.recognizer import Recognizer
+    recipe = check_recipe(load_recipe(dict(
         dataset="manifest", encoders="none", root=str(folder), store=str(out / "store"), out=str(out), size="mini", fps=10.0, image=48,
         frames=8, faces="none", pretrain_epochs=1, epochs=2, batch_size=4, valid=0.34, device="cpu", augment_image=0.0, queue=8)))
-    accelerator, data = accelerator_of(recipe), open_release(recipe)
+    accelerator, data = build_accelerator(recipe), prepare_store(recipe)
     split = split_clips(data, recipe)
     model = new_model(recipe, data, split.train)
     pretrain(model, data, split.train, recipe, accelerator, out / "pretrain.safetensors")
@@ -124,7 +124,7 @@ def test_spellings_names_and_splits(clips):
     mixed = table["emotion"].where(table.index % 2 == 0, table["emotion"].str.upper())
     release, report = released(write(clips, table.assign(emotion=mixed)))
     assert len(release.task.classes) == 6 and (report["problem"] == "spellings of one class").sum() == 3
-    from vat_nb.releases import manifest
+    from vat_nb.data.datasets import manifest
     assert len(manifest(clips, join_spellings=True).task.classes) == 3
     renamed = table.rename(columns=dict(path="File", split="SET", emotion="Label")).replace(dict(SET=dict(train="Train", test="Testing")))
     release, report = released(write(clips, renamed))
@@ -134,14 +134,14 @@ def test_spellings_names_and_splits(clips):
     only = table["emotion"].where(table["split"] == "train", "happy")
     assert "class in one split only" in set(released(write(clips, table.assign(emotion=only)))[1]["problem"])
     (clips / "manifest.csv").write_text("path,split,emotion\nc/a,b.mp4,train,happy\n")
-    from vat_nb.releases import ReleaseError
+    from vat_nb.data.tables import ReleaseError
     with pytest.raises(ReleaseError, match="more fields than the header"): released(clips)
     write(clips, table)
 
 
 def test_parts_of_one_file(clips, tmp_path):
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import clips as clips_of
     part = "c/happy_train0.mp4"
     rows = [(part, "train", "happy", 0, 0.5), (part, "train", "sad", 0.5, 1), (part, "test", "sad", 5, 6), (part, "test", "sad", 0.8, 0.3), (part, "test", "happy", 0.7, 0.9)]
     release, report = released(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
@@ -156,7 +156,7 @@ def test_parts_of_one_file(clips, tmp_path):
 
 def test_twenty_thousand_rows(tmp_path):
     "A large list is read in seconds; the time is printed by pytest --durations."
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.datasets import clips as clips_of
     n = 20_000
     for i in range(0, n, 40): (tmp_path / f"{i}.mp4").write_bytes(b"x")
     table = pd.DataFrame(dict(path=[f"{i}.mp4" for i in range(n)], split="train", emotion=np.resize(CLASSES, n), valence=np.linspace(0, 1, n)))
@@ -167,8 +167,8 @@ def test_twenty_thousand_rows(tmp_path):
 @pytest.mark.parametrize("place", ["beside", "folder", "column"])
 def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     import soundfile
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import clips as clips_of
     from conftest import keep_stream
     (tmp_path / "video").mkdir()
     keep_stream(clips / "c/happy_train0.mp4", tmp_path / "video/a.mp4", "video")
@@ -190,8 +190,8 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     "Each part has the sound of its own time, out of the file beside the video."
     import soundfile
     from conftest import keep_stream
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import clips as clips_of
     keep_stream(clips / "c/happy_train0.mp4", tmp_path / "a.mp4", "video")
     t = np.arange(16000) / 16000
     soundfile.write(tmp_path / "a.wav", 0.4 * np.sin(2 * np.pi * np.where(t < 0.5, 700, 1500) * t), 16000)
@@ -209,12 +209,12 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
 
 def test_names(clips, tmp_path):
     "Very long names, colons, percent signs and bytes that are no UTF-8: each is read, and none ends a run."
-    from vat_nb.core import Clip
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import Task
+    from vat_nb.types import Clip
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import Task
     names = ["当" * 80 + ".mp4", "12:30.mp4", "2024-11-14T22:57:44+02:00.mp4", "%03d.mp4", os.fsdecode("高兴".encode("gbk") + b".mp4"), "[a]*?.mp4"]
     for name in names: shutil.copy(clips / "c/happy_train0.mp4", tmp_path / name)
-    from vat_nb.core import printable
+    from vat_nb.data.io import printable
     listing = [Clip(printable(Path(n).stem).replace(":", "_"), str(tmp_path / n), "train") for n in names]
     ledger = preprocess(listing, Task(()), tmp_path / "store", fps=4.0, size=48, processes=1)
     assert set(ledger["status"]) == {"ok"} and len(open_store(tmp_path / "store").usable()) == len(names)
@@ -223,9 +223,9 @@ def test_names(clips, tmp_path):
 
 def test_predict(clips, tmp_path, monkeypatch, capsys):
     "A folder, a pattern, the home folder, an address, a generator, nothing; odd names; one bad file among good ones."
-    from vat_nb.model import ModelConfig, build_vat
-    from vat_nb.recognizer import Recognizer
-    from vat_nb.releases import Task
+    from vat_nb.sizes import ModelConfig, build_vat
+    from vat_nb.runs.recognizer import Recognizer
+    from vat_nb.data.datasets import Task
     recipe = dict(size="mini", image=48, fps=10.0, frames=8, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen", tubelet=None, pooled=None)
     model = Recognizer(build_vat(ModelConfig("mini", 48, 10.0, 3, 0)), Task(CLASSES), recipe)
     assert len(model.predict(clips / "c")) == 18 and set(model.predict(str(clips / "c"))["status"]) == {"ok"}
@@ -248,29 +248,29 @@ def test_locks_and_cores(tmp_path, monkeypatch):
     "A share without locks is warned of; where one core is allowed, one process works."
     import errno
     import filelock
-    from vat_nb.core import available_cores, hold_lock
+    from vat_nb.data.io import available_cores, hold_lock
     def none(self, *_, **__): raise OSError(errno.ENOLCK, "No locks available")
     monkeypatch.setattr(filelock.FileLock, "acquire", none)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         with hold_lock(tmp_path / "lock"): pass
     assert "knows no locks" in str(said[0].message)
-    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from vat_nb.core import available_cores; print(available_cores())"
+    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from vat_nb.data.io import available_cores; print(available_cores())"
     if hasattr(os, "sched_setaffinity"):
         assert subprocess.run([sys.executable, "-c", one], capture_output=True, text=True, cwd=PROJECT, check=True).stdout.split() == ["1"]
     assert available_cores() >= 1
 
 
 def test_blanks_in_what_make_is_given():
-    for p, out in (('-p out "/x/my out" -p epochs 3', "/x/my out"), ("-p epochs 3", "runs/demo"), ("-p epochs 3 -p out /y/z", "/y/z")):
+    for p, out in (('-p output_dir "/x/my out" -p epochs 3', "/x/my out"), ("-p epochs 3", "runs/demo"), ("-p epochs 3 -p output_dir /y/z", "/y/z")):
         said = subprocess.run(["make", "-n", "train", f"P={p}"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
         assert f'"{out}/train.ipynb"' in said and f'mkdir -p "{out}"' in said
 
 
 def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.label_record import labels_digest
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.label_record import labels_digest
+    from vat_nb.data.datasets import clips as clips_of
     import json
     table = listed(clips)
     for labels in (table, table.assign(emotion=table["emotion"].replace(dict(happy="sad")))):
@@ -283,8 +283,8 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
 
 def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
     "Killed between its two tables: the next run writes both, and no dead end is left."
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import clips as clips_of
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import clips as clips_of
     release, _ = released(write(clips, listed(clips)))
     again = lambda: preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
     again()
@@ -296,7 +296,7 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
 def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
     "A file of the same name elsewhere, such as the sound that a store exports, is no sound of the video."
     import soundfile
-    from vat_nb.releases import cheavd2, clips as clips_of, named_files
+    from vat_nb.data.datasets import cheavd2, clips as clips_of, named_files
     for name in ("film/train/a.mp4", "store/audio/a.wav", "other/a.wav"): (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "film/train/a.mp4")
     for name in ("store/audio/a.wav", "other/a.wav"): soundfile.write(tmp_path / name, np.zeros(16000), 16000)
@@ -307,8 +307,8 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
 
 def test_an_archive_from_a_chinese_windows(clips, tmp_path):
     "File names in GBK bytes, in a release's own layout: read, under a name that can be printed, and no clip ends the run."
-    from vat_nb.preprocess import open_store, preprocess
-    from vat_nb.releases import check, clips as clips_of, mer23
+    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.datasets import check, clips as clips_of, mer23
     (tmp_path / "train").mkdir()
     shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "train" / os.fsdecode("高兴".encode("gbk") + b".mp4"))
     shutil.copy(clips / "c/sad_train0.mp4", tmp_path / "train/sad.mp4")

@@ -39,7 +39,8 @@ def names(folder):
 @pytest.mark.parametrize("name", ["../../out/x", "/tmp/x", "..", "a/../../x", "a\\b", ".hidden"])
 def test_names_of_a_label_file_that_lead_out(tmp_path, name):
     "Read, they would be a way to any file; preprocessed, they would be written (or deleted) outside of the store."
-    from vat_nb.releases import ReleaseError, check, clips, mer23
+    from vat_nb.data.tables import ReleaseError
+    from vat_nb.data.datasets import check, clips, mer23
     (tmp_path / "r/train").mkdir(parents=True)
     (tmp_path / "r/train/good.mp4").write_bytes(b"x")
     (tmp_path / "r/train-label.csv").write_text(f"name,discrete\ngood,happy\n{name},sad\n")
@@ -50,7 +51,8 @@ def test_names_of_a_label_file_that_lead_out(tmp_path, name):
 
 
 def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
-    from vat_nb.releases import ReleaseError, clips, manifest
+    from vat_nb.data.tables import ReleaseError
+    from vat_nb.data.datasets import clips, manifest
     root = tmp_path / "r"
     root.mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"x")
@@ -64,7 +66,7 @@ def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
 @pytest.mark.parametrize("column, wrong", [("id", "../../x"), ("id", "/tmp/x"), ("id", ".."), ("split", "../x")])
 def test_a_store_whose_names_lead_out(store, column, wrong):
     import pandas as pd
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     table = pd.read_csv(store / "clips.csv", dtype=str, keep_default_na=False)
     table.loc[1, column] = wrong
     table.to_csv(store / "clips.csv", index=False)
@@ -72,7 +74,7 @@ def test_a_store_whose_names_lead_out(store, column, wrong):
 
 
 def test_a_stored_clip_that_is_a_link_to_elsewhere(store, tmp_path):
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     clip = open_store(store).usable()[0]
     path = store / "clips" / f"{clip.id}.safetensors"
     shutil.move(path, tmp_path / "secret")
@@ -89,14 +91,14 @@ def test_a_stored_clip_that_is_a_link_to_elsewhere(store, tmp_path):
     ('"fps": 10.0', '"fps": "fast"', "is no store of vat_nb"), ('"fps": 10.0', '"fps": NaN', "is no store of vat_nb"), ('"size": 64', '"size": 1000000000', "is no store of vat_nb"),
     ('{\n "settings"', DEEP, "settings.json is no JSON (RecursionError"), ('{\n "settings"', '[{\n "settings"', "settings.json is no JSON"), ('"settings": {', '"seltings": {', "is no store of vat_nb")])
 def test_a_store_whose_settings_cannot_be(store, old, new, says):
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     change(store / "settings.json", old, new)
     with pytest.raises(ValueError) as e: open_store(store)
     assert says in str(e.value)
 
 
 def test_a_store_whose_rows_cannot_be(store):
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     ledger = (store / "ledger.csv").read_text()
     for wrong in ("1e18", "inf", "nan", "long"):  # of seconds: all its windows would be listed
         (store / "ledger.csv").write_text(ledger.replace(",1.0,", f",{wrong},", 1))
@@ -128,24 +130,24 @@ FORGED = dict(
 
 @pytest.mark.parametrize("kind", FORGED)
 def test_forged_files_are_no_checkpoints(tmp_path, kind):
-    from vat_nb.checkpoint import load_tensors
-    from vat_nb.recognizer import Recognizer
-    from vat_nb.preprocess import read_stored
+    from vat_nb.training.checkpoint import load_tensors
+    from vat_nb.runs.recognizer import Recognizer
+    from vat_nb.data.store import load_clip
     path = tmp_path / "model.safetensors"
     path.write_bytes(FORGED[kind])
     with pytest.raises(ValueError, match="model.safetensors is no checkpoint of vat_nb"): load_tensors(path)
     with pytest.raises(ValueError, match="model.safetensors is no checkpoint of vat_nb"): Recognizer.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="model.safetensors is no stored clip"): read_stored(path)
+    with pytest.raises(ValueError, match="model.safetensors is no stored clip"): load_clip(path)
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch", "old torch"])
 def test_nothing_is_unpickled(store, tmp_path, how):
     "Under every name that the kit loads, a pickle is a file that it does not know."
-    from vat_nb.checkpoint import Checkpoints, load_tensors
-    from vat_nb.ensemble import load_predictions
-    from vat_nb.recognizer import Recognizer
-    from vat_nb.preprocess import open_store
-    from vat_nb.training import student_weights
+    from vat_nb.training.checkpoint import Checkpoints, load_tensors
+    from vat_nb.evaluation.ensemble import load_predictions
+    from vat_nb.runs.recognizer import Recognizer
+    from vat_nb.data.store import open_store
+    from vat_nb.training.fit import student_weights
     path, harm = tmp_path / "model.safetensors", Harm(tmp_path / "harm")
     if how == "pickle": path.write_bytes(pickle.dumps(harm))
     else: torch.save(dict(state=harm), path, _use_new_zipfile_serialization=how == "torch")
@@ -162,7 +164,7 @@ def test_nothing_is_unpickled(store, tmp_path, how):
 
 @pytest.fixture(scope="module")
 def model():
-    from vat_nb.model import ModelConfig, build_vat
+    from vat_nb.sizes import ModelConfig, build_vat
     torch.manual_seed(0)
     return build_vat(ModelConfig("tiny", 64, 10.0, 6, 1))
 
@@ -172,8 +174,8 @@ def saved(model, tmp_path):
     "Writes a model's file with other words or tensors, its digest right, as somebody who knows the format would."
     from dataclasses import asdict
 
-    from vat_nb.checkpoint import save_tensors
-    from vat_nb.releases import MER23
+    from vat_nb.training.checkpoint import save_tensors
+    from vat_nb.data.datasets import MER23
     def save_as(recipe={}, tensors={}, **about):
         recipe = dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, faces=None, against_speaker=False, video_encoder=None, audio_encoder=None, tune="frozen") | recipe
         save_tensors(tmp_path / "model.safetensors", model.state_dict() | tensors, dict(recipe=recipe, task=asdict(MER23), temperature=1.0) | about)
@@ -182,7 +184,7 @@ def saved(model, tmp_path):
 
 
 def test_a_model_is_loaded_whatever_its_config_json_says(saved):
-    from vat_nb.recognizer import Recognizer
+    from vat_nb.runs.recognizer import Recognizer
     folder = saved()
     for text in ("[]", DEEP, '{"task": 7, "recipe": {"image": 1000000000}}'):
         (folder / "config.json").write_text(text)
@@ -196,7 +198,7 @@ def test_a_model_is_loaded_whatever_its_config_json_says(saved):
     (dict(tune="hard"), "tune cannot be 'hard'"), (dict(video_encoder=["hf:x"]), "video_encoder cannot be"), (dict(faces=3), "faces cannot be 3"),
     (dict(tubelet=10**9), "tubelet cannot be 1000000000"), (dict(tubelet="two"), "tubelet cannot be 'two'")])
 def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
-    import vat_nb.recognizer as recognizer
+    import vat_nb.runs.recognizer as recognizer
     monkeypatch.setattr(recognizer, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
     with pytest.raises(ValueError) as e: recognizer.Recognizer.from_pretrained(saved(recipe))
     assert says in str(e.value) and "model.safetensors" in str(e.value)
@@ -208,9 +210,9 @@ def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
     (dict(task=dict(classes=["a"], evil="x")), "describes no task"),
     (dict(temperature="hot"), "temperature cannot be 'hot'"), (dict(temperature=0.0), "temperature cannot be 0.0"), (dict(temperature=float("nan")), "temperature cannot be nan")])
 def test_descriptions_that_no_model_has(saved, about, says, monkeypatch):
-    import vat_nb.recognizer as recognizer
+    import vat_nb.runs.recognizer as recognizer
     folder = saved()
-    from vat_nb.checkpoint import load_tensors, save_tensors
+    from vat_nb.training.checkpoint import load_tensors, save_tensors
     tensors, said = load_tensors(folder / "model.safetensors")
     save_tensors(folder / "model.safetensors", tensors, said | about)
     monkeypatch.setattr(recognizer, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
@@ -219,7 +221,7 @@ def test_descriptions_that_no_model_has(saved, about, says, monkeypatch):
 
 
 def test_weights_that_are_not_finite_or_of_another_shape(saved, model):
-    from vat_nb.recognizer import Recognizer
+    from vat_nb.runs.recognizer import Recognizer
     name, w = next((k, v) for k, v in model.state_dict().items() if v.ndim == 2)
     for bad in (torch.nan, torch.inf):
         broken = w.clone()
@@ -233,17 +235,17 @@ def test_weights_that_are_not_finite_or_of_another_shape(saved, model):
 @pytest.fixture
 def run(store, model, tmp_path):
     "A run's folder as training leaves it, with two clips and a first snapshot."
-    from vat_nb.core import read_recipe
-    from vat_nb.preprocess import open_store
-    from vat_nb.snapshots import keep_run
+    from vat_nb.training.config import read_recipe
+    from vat_nb.data.store import open_store
+    from vat_nb.runs.snapshots import keep_run
     data = open_store(store)
-    recipe = read_recipe("demo") | dict(store=str(store), out=str(tmp_path / "run"), frames=10, batch_size=2)
+    recipe = read_recipe("demo", store_dir=str(store), output_dir=str(tmp_path / "run"), num_frames=10, batch_size=2)
     keep_run(tmp_path / "run", data, data.usable()[:2], recipe, model)
     return tmp_path / "run"
 
 
 def test_a_run_whose_description_cannot_be(run):
-    from vat_nb.snapshots import open_run, run_model
+    from vat_nb.runs.snapshots import open_run, run_model
     assert len(open_run(run).kept) == 2
     good = (run / "run.json").read_text()
     about = json.loads(good)
@@ -264,8 +266,8 @@ def test_a_run_whose_description_cannot_be(run):
 
 
 def test_a_run_whose_snapshots_or_clips_lead_elsewhere(run, tmp_path):
-    from vat_nb.checkpoint import load_tensors, save_tensors
-    from vat_nb.snapshots import open_run
+    from vat_nb.training.checkpoint import load_tensors, save_tensors
+    from vat_nb.runs.snapshots import open_run
     path = run / "snapshots/start-0000.safetensors"
     tensors, about = load_tensors(path)
     for change_, said in ((dict(), dict(student=7)), (dict(), dict(someone=dict(temperature=1.0))), ({"student v": torch.zeros(3, 5)}, about), ({"student own": torch.full((2,), torch.nan)}, about)):
@@ -284,7 +286,7 @@ def test_a_copy_of_a_store_writes_nothing_outside(store, tmp_path):
     "Names that slipped past the reader (a store made by hand in memory) are written nowhere else."
     from dataclasses import replace
 
-    from vat_nb.preprocess import open_store
+    from vat_nb.data.store import open_store
     data = open_store(store)
     before = names(tmp_path)
     stranger = replace(data.usable()[0], id="../../outside")
