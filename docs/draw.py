@@ -1,4 +1,5 @@
 "Pictures of these pages that no notebook draws: what an alignment matrix can look like. `make figures` calls this file."
+
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,7 +29,9 @@ def made_up(pull, each=15, dim=32, seed=0):  # pull(own, kind, common) -> what a
     own, kind, common, noise = draw(n), draw(len(TASK.classes))[y], draw(2), [draw(n), draw(n)]
     v, a = (x + e for x, e in zip(pull(own, kind, common), noise))
     unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
-    return Predictions([Clip(f"{i:03d}", "", "test", TASK.classes[k]) for i, k in enumerate(y)], {}, {}, unit(v), unit(a))
+    return Predictions(
+        [Clip(f"{i:03d}", "", "test", TASK.classes[k]) for i, k in enumerate(y)], {}, {}, unit(v), unit(a)
+    )
 
 
 def stripes(own, kind, common):
@@ -44,7 +47,8 @@ PATTERNS = {
     "blocks": lambda own, kind, common: (1.6 * kind, 1.6 * kind),
     "diagonal in blocks": lambda own, kind, common: (1.6 * own + 1.6 * kind, 1.6 * own + 1.6 * kind),
     "stripes": stripes,
-    "collapsed": lambda own, kind, common: (9 * common[0] + 0 * own, 9 * common[0] + 0 * own)}  # name -> pull
+    "collapsed": lambda own, kind, common: (9 * common[0] + 0 * own, 9 * common[0] + 0 * own),
+}  # name -> pull
 
 
 def plot_patterns(names, columns=3):  # names of PATTERNS
@@ -53,7 +57,12 @@ def plot_patterns(names, columns=3):  # names of PATTERNS
     fig, axs = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
     for name, ax in zip(names, axs.flat):
         p = made_up(PATTERNS[name])
-        plot_alignment(p, TASK, f"{name}: recall at 1 is {retrieval_recall(p.video_embed @ p.audio_embed.T, 1)['video->audio']:.2f}", ax=ax).images[0].colorbar.set_label("cosine")
+        plot_alignment(
+            p,
+            TASK,
+            f"{name}: recall at 1 is {retrieval_recall(p.video_embed @ p.audio_embed.T, 1)['video->audio']:.2f}",
+            ax=ax,
+        ).images[0].colorbar.set_label("cosine")
     return axs
 
 
@@ -73,7 +82,10 @@ def plot_by_person(run, store):  # a run of the demo, its store
     p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16))
     who = people_seen(store.parent, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    share = {name: explained(p.video_embed @ p.audio_embed.T, of) for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))}
+    share = {
+        name: explained(p.video_embed @ p.audio_embed.T, of)
+        for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))
+    }
     plot_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
     plot_people(p, who, f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
     return axs
@@ -83,4 +95,5 @@ if __name__ == "__main__":
     set_style()
     here, run, store = Path(__file__).parent, TOP / "runs/demo", TOP / "data/demo/store"
     save_figure(plot_patterns(list(PATTERNS)), here / "assets/patterns.png")
-    if (run / "checkpoint/pretrain.safetensors").exists(): save_figure(plot_by_person(run, store), here / "assets/by_person.png")
+    if (run / "checkpoint/pretrain.safetensors").exists():
+        save_figure(plot_by_person(run, store), here / "assets/by_person.png")

@@ -1,4 +1,5 @@
 "A notebook in JupyterLab in a real browser: opened with parameters, run, its controls moved, its pictures seen to change."
+
 import json
 import os
 import re
@@ -16,10 +17,15 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[1]
 ARTEFACTS = PROJECT / "artefacts"  # screenshots to look at
-FLAGS = ("--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+).split()
 LARGE = "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}"  # files of up to a gigabyte can be sent, as in `make lab`
 PICTURES = ".jp-OutputArea img, .jupyter-widgets img"
-QUIET = ("favicon", "Failed to load resource")  # console errors that say nothing about a notebook: answers of the server that are not 200
+QUIET = (
+    "favicon",
+    "Failed to load resource",
+)  # console errors that say nothing about a notebook: answers of the server that are not 200
 
 
 def find_chromium():
@@ -27,7 +33,10 @@ def find_chromium():
     pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
     names = os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"
     found = next((p for n in names if n and (p := shutil.which(n))), None)
-    if not found: pytest.skip("no Chromium on this machine: install it (Debian: apt-get install chromium), or set CHROMIUM to its path")
+    if not found:
+        pytest.skip(
+            "no Chromium on this machine: install it (Debian: apt-get install chromium), or set CHROMIUM to its path"
+        )
     return found
 
 
@@ -40,28 +49,58 @@ def jupyterlab(root, **environment):
         port = s.getsockname()[1]
     settings = {  # cells out of sight are drawn too; no question about news; no call to a server of extensions
         "settings/@jupyterlab/notebook-extension/tracker.jupyterlab-settings": dict(windowingMode="none"),
-        "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": dict(fetchNews="false", checkForUpdates=False, doNotDisturbMode=True),
-        "config/labconfig/page_config.json": dict(buildCheck=False, disabledExtensions={"@jupyterlab/extensionmanager-extension": True})}
+        "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings": dict(
+            fetchNews="false", checkForUpdates=False, doNotDisturbMode=True
+        ),
+        "config/labconfig/page_config.json": dict(
+            buildCheck=False, disabledExtensions={"@jupyterlab/extensionmanager-extension": True}
+        ),
+    }
     for name, values in settings.items():
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_text(json.dumps(values))
-    folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")}
-    env = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"} | folders | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython")) | environment
+    folders = {f"JUPYTER_{k}_DIR": str(home / k.lower()) for k in ("CONFIG", "RUNTIME")} | {
+        f"JUPYTERLAB_{k}_DIR": str(home / k.lower()) for k in ("SETTINGS", "WORKSPACES")
+    }
+    env = (
+        {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}
+        | folders
+        | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython"))
+        | environment
+    )
     command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
-    command += ["--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.news_url=None", f"--ServerApp.root_dir={root}", LARGE]
+    command += [
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.news_url=None",
+        f"--ServerApp.root_dir={root}",
+        LARGE,
+    ]
     log = (root / "jupyterlab.log").open("wb")
-    server = subprocess.Popen([sys.executable, "-m", "jupyterlab", *command], cwd=root, env=env, stdout=log, stderr=log, start_new_session=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "jupyterlab", *command],
+        cwd=root,
+        env=env,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
     try:
         for _ in range(600):
-            if server.poll() is not None: raise RuntimeError((root / "jupyterlab.log").read_text()[-3000:])
-            try: urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2)
-            except OSError: time.sleep(0.1)
-            else: break
+            if server.poll() is not None:
+                raise RuntimeError((root / "jupyterlab.log").read_text()[-3000:])
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api?token={token}", timeout=2)
+            except OSError:
+                time.sleep(0.1)
+            else:
+                break
         yield f"http://127.0.0.1:{port}", token
     finally:
         server.terminate()
-        try: server.wait(15)
-        except subprocess.TimeoutExpired: server.kill()
+        try:
+            server.wait(15)
+        except subprocess.TimeoutExpired:
+            server.kill()
         log.close()
 
 
@@ -100,14 +139,19 @@ class Notebook:
     def idle(self, timeout=60):
         "Wait until the kernel has nothing to do and has been quiet for 0.3 s."
         self.page.evaluate("window.heard = performance.now()")
-        self.page.wait_for_function("performance.now() - window.heard > 300 && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'", timeout=1000 * timeout)
+        self.page.wait_for_function(
+            "performance.now() - window.heard > 300 && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'",
+            timeout=1000 * timeout,
+        )
         return self
 
     def errors(self):
         "What went wrong until the kernel was idle: tracebacks of cells and of controls, and errors of the page."
         self.idle()
         shown = "nodes => nodes.map(n => n.innerText)"
-        outputs = self.page.eval_on_selector_all('[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea-output.jp-mod-error', shown)
+        outputs = self.page.eval_on_selector_all(
+            '[data-mime-type="application/vnd.jupyter.error"], .jp-OutputArea-output.jp-mod-error', shown
+        )
         faults = [re.sub(r"\x1b\[[\d;]*m", "", f) for f in self.page.evaluate("window.faults || []")]
         return list(dict.fromkeys([*outputs, *faults, *(c for c in self.console if not any(q in c for q in QUIET))]))
 
@@ -123,7 +167,11 @@ class Notebook:
 
     def wait_text(self, words, timeout=60):
         "Wait until some words stand in the outputs."
-        self.page.wait_for_function("w => [...document.querySelectorAll('.jp-Cell-outputArea')].some(n => n.innerText.includes(w))", arg=words, timeout=1000 * timeout)
+        self.page.wait_for_function(
+            "w => [...document.querySelectorAll('.jp-Cell-outputArea')].some(n => n.innerText.includes(w))",
+            arg=words,
+            timeout=1000 * timeout,
+        )
 
     def sources(self, selector=PICTURES):
         "`src` of every picture that matches and has something in it."
@@ -154,7 +202,9 @@ class Notebook:
         self.page.set_viewport_size(size | dict(height=most))
         self.page.wait_for_timeout(300)
         self.page.evaluate("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(n => n.scrollTop = 0)")
-        bottom = self.page.evaluate("Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(n => n.getBoundingClientRect().bottom))")
+        bottom = self.page.evaluate(
+            "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(n => n.getBoundingClientRect().bottom))"
+        )
         self.page.set_viewport_size(size | dict(height=min(max(round(bottom) + 60, size["height"]), most)))
         self.page.wait_for_timeout(300)
         self.page.screenshot(path=ARTEFACTS / f"{name}.png")
@@ -164,25 +214,38 @@ class Notebook:
     # --- controls, named by their description
     def control(self, description, kind=".jupyter-widgets"):
         "The control with a description beside it."
-        return self.page.locator(kind).filter(has=self.page.locator(".widget-label, .widget-label-basic", has_text=description)).last
+        return (
+            self.page.locator(kind)
+            .filter(has=self.page.locator(".widget-label, .widget-label-basic", has_text=description))
+            .last
+        )
 
     def move(self, description, key="ArrowRight", times=1):
         "Move a slider with the keyboard."
         handle = self.control(description, ".widget-slider, .widget-inline-hbox").locator(".noUi-handle").first
         handle.focus()
-        for _ in range(times): handle.press(key)
+        for _ in range(times):
+            handle.press(key)
 
     def pick(self, description, option):
         "Choose an option of a dropdown or a list, by its words."
-        self.control(description, ".widget-dropdown, .widget-select, .widget-select-multiple").locator("select").select_option(label=option)
+        self.control(description, ".widget-dropdown, .widget-select, .widget-select-multiple").locator(
+            "select"
+        ).select_option(label=option)
 
     def options(self, description):
         "The words of a dropdown's options."
-        return self.control(description, ".widget-dropdown, .widget-select, .widget-select-multiple").locator("option").all_inner_texts()
+        return (
+            self.control(description, ".widget-dropdown, .widget-select, .widget-select-multiple")
+            .locator("option")
+            .all_inner_texts()
+        )
 
     def other(self, description):
         "The words of a dropdown's first option that is not chosen."
-        chosen = self.control(description, ".widget-dropdown").locator("select").evaluate("n => n.selectedOptions[0].label")
+        chosen = (
+            self.control(description, ".widget-dropdown").locator("select").evaluate("n => n.selectedOptions[0].label")
+        )
         return next(o for o in self.options(description) if o != chosen)
 
     def tick(self, description, on=True):
@@ -201,7 +264,8 @@ class Notebook:
 
     def upload(self, *paths, words="Upload"):
         "Choose files through the browser's file chooser."
-        with self.page.expect_file_chooser() as chooser: self.page.locator(".widget-upload", has_text=words).last.click()
+        with self.page.expect_file_chooser() as chooser:
+            self.page.locator(".widget-upload", has_text=words).last.click()
         chooser.value.set_files([str(p) for p in paths])
 
 
@@ -218,20 +282,34 @@ class Lab:
         from papermill.parameterize import parameterize_notebook
         from playwright.sync_api import sync_playwright
         import nbformat
+
         folder = self.root / secrets.token_hex(4)
         folder.mkdir()
         path = folder / (Path(notebook).name if isinstance(notebook, (str, Path)) else "notebook.ipynb")
-        if path.stem == "notebook": nbformat.write(notebook, path)
-        else: shutil.copy(PROJECT / notebook, path)
-        if parameters: nbformat.write(parameterize_notebook(load_notebook_node(str(path)), parameters), path)
+        if path.stem == "notebook":
+            nbformat.write(notebook, path)
+        else:
+            shutil.copy(PROJECT / notebook, path)
+        if parameters:
+            nbformat.write(parameterize_notebook(load_notebook_node(str(path)), parameters), path)
         with sync_playwright() as p:
-            browser = p.chromium.launch_persistent_context(self.root / ".chromium", executable_path=self.chromium, args=FLAGS, headless=True, viewport=dict(width=size[0], height=size[1]))
+            browser = p.chromium.launch_persistent_context(
+                self.root / ".chromium",
+                executable_path=self.chromium,
+                args=FLAGS,
+                headless=True,
+                viewport=dict(width=size[0], height=size[1]),
+            )
             opened = Notebook(browser.pages[0])
             opened.folder = folder  # where the kernel stands
             opened.page.goto(f"{self.address}/lab/tree/{folder.name}/{path.name}?reset&token={self.token}")
-            opened.page.wait_for_function("window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'", timeout=90_000)
+            opened.page.wait_for_function(
+                "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+                timeout=90_000,
+            )
             opened.page.evaluate("window.jupyterapp.shell.collapseLeft()")
-            try: yield opened
+            try:
+                yield opened
             finally:
                 opened.page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
                 browser.close()
@@ -241,4 +319,5 @@ class Lab:
 def lab(tmp_path_factory):
     "JupyterLab for all browser tests: `with lab.open('nbs/alignment.ipynb', run=...) as notebook`."
     chromium, root = find_chromium(), tmp_path_factory.mktemp("lab")
-    with jupyterlab(root) as (address, token): yield Lab(address, token, root, chromium)
+    with jupyterlab(root) as (address, token):
+        yield Lab(address, token, root, chromium)

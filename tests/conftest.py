@@ -1,4 +1,5 @@
 "Shared by the tests: where the project lies, where real clips lie, a small release, and a run on it."
+
 import os
 import subprocess
 import sys
@@ -16,7 +17,8 @@ RELEASE = "R&D videos [1]"  # a name that shells and patterns stumble over
 def javased():
     "Java-SED, 144 real clips; tests that need them skip where they are not."
     folder = PROJECT.parent / "shared" / "javased"
-    if not folder.is_dir(): pytest.skip("the real clips of Java-SED are not on this machine")
+    if not folder.is_dir():
+        pytest.skip("the real clips of Java-SED are not on this machine")
     return folder
 
 
@@ -28,11 +30,29 @@ def write_noise(folder, clips):
     from vat_nb.data.decoding import Media
     from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
     from vat_nb.data.datasets import MER23
-    rng, row = np.random.default_rng(0), dict.fromkeys(LEDGER, "") | dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12)
-    made = [Clip(f"clip{i:02d}", f"clip{i:02d}.mp4", "train" if i % 4 else "test1", MER23.classes[1 + i % 3], (0.5,), f"p{i % 5}") for i in range(clips)]
+
+    rng, row = (
+        np.random.default_rng(0),
+        dict.fromkeys(LEDGER, "")
+        | dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12),
+    )
+    made = [
+        Clip(
+            f"clip{i:02d}",
+            f"clip{i:02d}.mp4",
+            "train" if i % 4 else "test1",
+            MER23.classes[1 + i % 3],
+            (0.5,),
+            f"p{i % 5}",
+        )
+        for i in range(clips)
+    ]
     for c in made:
         jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(10)]
-        save_clip(folder / "clips" / f"{c.id}.safetensors", Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""))
+        save_clip(
+            folder / "clips" / f"{c.id}.safetensors",
+            Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""),
+        )
     append_rows(folder, [row | dict(id=c.id, split=c.split) for c in made])
     write_clips(folder, made, MER23, dict(fps=10.0, size=64, quality=90, faces=None))
     return folder
@@ -40,18 +60,22 @@ def write_noise(folder, clips):
 
 def modified_ns(path):
     "When a file was last written, 0 where it does not exist: a checkpoint is away for a moment between two renames."
-    try: return path.stat().st_mtime_ns
-    except FileNotFoundError: return 0
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def keep_stream(path, copy, kind):
     "Copy a clip's picture (video) or its sound (audio) alone, as it is encoded."
     import av
+
     with av.open(str(path)) as old, av.open(str(copy), "w") as new:
         chosen = next(stream for stream in old.streams if stream.type == kind)
         added = new.add_stream_from_template(chosen)
         for packet in old.demux(chosen):
-            if packet.dts is None: continue
+            if packet.dts is None:
+                continue
             packet.stream = added
             new.mux(packet)
 
@@ -60,8 +84,12 @@ def keep_stream(path, copy, kind):
 def small_release(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."
     from vat_nb.data.demo_data import plan_demo, write_demo
+
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
-    return once(tmp_path_factory, "release", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans)) / RELEASE
+    return (
+        once(tmp_path_factory, "release", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans))
+        / RELEASE
+    )
 
 
 def once(tmp_path_factory, name, make):
@@ -78,12 +106,28 @@ def once(tmp_path_factory, name, make):
 @pytest.fixture(scope="session")
 def demo_run(small_release, tmp_path_factory):
     "The folder of a short run on the small release, as the training notebook leaves it."
+
     def train(folder):
         folder.mkdir()
         settings = dict(
-            dataset="demo", layout="mer23", synthetic=False, root=small_release, store=folder / "store", out=folder / "runs/demo", frames=10,
-            batch_size=8, pretrain_epochs=2, epochs=2, keep_clips=12,
+            dataset="demo",
+            layout="mer23",
+            synthetic=False,
+            root=small_release,
+            store=folder / "store",
+            out=folder / "runs/demo",
+            frames=10,
+            batch_size=8,
+            pretrain_epochs=2,
+            epochs=2,
+            keep_clips=12,
         )
         command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", folder / "train.ipynb", "--kernel", "python3"]
-        subprocess.run([*command, *(x for k, v in settings.items() for x in ("-p", k, str(v)))], cwd=PROJECT, check=True, capture_output=True)
+        subprocess.run(
+            [*command, *(x for k, v in settings.items() for x in ("-p", k, str(v)))],
+            cwd=PROJECT,
+            check=True,
+            capture_output=True,
+        )
+
     return once(tmp_path_factory, "demo_run", train) / "runs/demo"

@@ -1,4 +1,5 @@
 "The browser harness itself, on a notebook of its own."
+
 import nbformat
 from nbformat.v4 import new_code_cell, new_notebook
 
@@ -28,7 +29,11 @@ def small(*sources):
     "A notebook of cells, the first of which holds the parameters."
     cells = [new_code_cell(s.strip()) for s in sources]
     cells[0].metadata["tags"] = ["parameters"]
-    return nbformat.from_dict(new_notebook(cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))))
+    return nbformat.from_dict(
+        new_notebook(
+            cells=cells, metadata=dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+        )
+    )
 
 
 def test_controls_move_pictures_and_faults_are_seen(lab, tmp_path):
@@ -36,9 +41,12 @@ def test_controls_move_pictures_and_faults_are_seen(lab, tmp_path):
         notebook.run()
         assert notebook.not_run() == [] and notebook.errors() == [] and "a is 4" in notebook.text()
         assert notebook.options("colour") == ["red", "blue"]
-        with notebook.changes(): notebook.move("height")
-        with notebook.changes(): notebook.pick("colour", "blue")
-        with notebook.changes(): notebook.tick("grid")
+        with notebook.changes():
+            notebook.move("height")
+        with notebook.changes():
+            notebook.pick("colour", "blue")
+        with notebook.changes():
+            notebook.tick("grid")
         (tmp_path / "my file.bin").write_bytes(b"12345")
         notebook.upload(tmp_path / "my file.bin")
         notebook.wait_text("got my file.bin, 5 bytes")

@@ -1,11 +1,25 @@
 "The attention notebook in a real browser: every control moves the picture, and the clip that plays moves the cursor."
+
 import json
 import re
 
 from browser import ARTEFACTS
 
-CONTROLS = {"layer": "2", "head": "3", "reader": "the sound", "maps by": "place", "weighing": ("rollout", "gradient"), "answer": ("happy", "same clip", "valence"), "model": ("pretrained", "fine-tuned, teacher")}
-FIGURE, HEADS, FACE, FILM = "img[alt^='frames, attention']", ".widget-image", "[aria-label^='heat on the face']", "video[aria-label='the clip']"
+CONTROLS = {
+    "layer": "2",
+    "head": "3",
+    "reader": "the sound",
+    "maps by": "place",
+    "weighing": ("rollout", "gradient"),
+    "answer": ("happy", "same clip", "valence"),
+    "model": ("pretrained", "fine-tuned, teacher"),
+}
+FIGURE, HEADS, FACE, FILM = (
+    "img[alt^='frames, attention']",
+    ".widget-image",
+    "[aria-label^='heat on the face']",
+    "video[aria-label='the clip']",
+)
 
 CURSORS = "[...document.querySelectorAll('[class^=at-]')].map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))"
 
@@ -23,16 +37,20 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         for words, options in CONTROLS.items():
             for option in [options] if isinstance(options, str) else options:
                 what = HEADS if words == "maps by" else figure
-                with notebook.changes(what): notebook.pick(words, option)
+                with notebook.changes(what):
+                    notebook.pick(words, option)
                 if words == "weighing" and option == "gradient":
-                    with notebook.changes(figure): notebook.pick("reader", "[CLS]")
+                    with notebook.changes(figure):
+                        notebook.pick("reader", "[CLS]")
         film = page.locator(FILM).first
         before, other = film.get_attribute("src"), notebook.options("clip")[1]
-        with notebook.changes(figure): notebook.pick("clip", other)
+        with notebook.changes(figure):
+            notebook.pick("clip", other)
         assert film.get_attribute("src") != before and other.split()[0] in notebook.text()
         windows = notebook.options("window")
         if len(windows) > 1:
-            with notebook.changes(figure): notebook.pick("window", windows[-1])
+            with notebook.changes(figure):
+                notebook.pick("window", windows[-1])
         assert all(re.fullmatch(r"\d+\.\d\sto\s\d+\.\d\ss", w) for w in windows), windows
 
         page.wait_for_function("v => document.querySelector(v).readyState >= 2", arg=FILM)
@@ -41,7 +59,9 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         assert seconds > 0.5 and width == 256
         at_start = cursors(page)
         page.evaluate("([v, t]) => { document.querySelector(v).currentTime = t; }", [FILM, seconds / 2])
-        page.wait_for_function(f"was => JSON.stringify({CURSORS}) !== was", arg=json.dumps(at_start, separators=(",", ":")))
+        page.wait_for_function(
+            f"was => JSON.stringify({CURSORS}) !== was", arg=json.dumps(at_start, separators=(",", ":"))
+        )
         assert all(a != b for a, b in zip(at_start, cursors(page)))
         left = page.evaluate("parseFloat(document.querySelector('[data-seconds]').style.left)")
         line = page.evaluate("Object.assign({}, document.querySelector('[data-seconds]').dataset)")
@@ -49,11 +69,19 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         assert abs(left - wanted) < 1  # percent of the picture
         ARTEFACTS.mkdir(exist_ok=True)
         page.locator(".widget-vbox", has=page.locator(FILM)).first.screenshot(path=ARTEFACTS / "attention_panel.png")
-        with notebook.changes(figure): notebook.pick("weighing", "raw")
-        page.wait_for_function("x => Math.abs(parseFloat(document.querySelector('[data-seconds]').style.left) - x) < 1", arg=wanted)  # the cursor stays where the film is
+        with notebook.changes(figure):
+            notebook.pick("weighing", "raw")
+        page.wait_for_function(
+            "x => Math.abs(parseFloat(document.querySelector('[data-seconds]').style.left) - x) < 1", arg=wanted
+        )  # the cursor stays where the film is
 
-        page.evaluate("v => { const e = document.querySelector(v); e.muted = true; e.currentTime = 0; return e.play(); }", FILM)
-        page.wait_for_function("v => document.querySelector(v).currentTime > 0.3 && parseFloat(document.querySelector('[data-seconds]').style.left) > 9", arg=FILM)
+        page.evaluate(
+            "v => { const e = document.querySelector(v); e.muted = true; e.currentTime = 0; return e.play(); }", FILM
+        )
+        page.wait_for_function(
+            "v => document.querySelector(v).currentTime > 0.3 && parseFloat(document.querySelector('[data-seconds]').style.left) > 9",
+            arg=FILM,
+        )
         _, _, decoded = page.evaluate(heard, FILM)
         assert decoded != 0  # bytes of sound; -1 where the browser does not tell
         notebook.press("save PNG, SVG, MP4")

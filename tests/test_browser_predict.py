@@ -1,4 +1,5 @@
 "A video of one's own in the browser: sent, named, a folder, bad files; and the training notebook while it runs."
+
 import shutil
 
 import pandas as pd
@@ -11,7 +12,8 @@ from test_media_faults import AAC, H264, ffmpeg, picture, tone
 def videos(small_release, tmp_path_factory):
     "A folder with two videos, one that is none, and one of 12 MB that is none."
     folder = tmp_path_factory.mktemp("my own videos")
-    for name, source in zip(("a clip.mp4", "b.mp4"), sorted(small_release.rglob("*.mp4"))): shutil.copy(source, folder / name)
+    for name, source in zip(("a clip.mp4", "b.mp4"), sorted(small_release.rglob("*.mp4"))):
+        shutil.copy(source, folder / name)
     (folder / "letter.mp4").write_text("Dear reader")
     (folder / "large.mp4").write_bytes(b"no video " * 1_400_000)
     return folder
@@ -21,10 +23,12 @@ def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
     with lab.open("nbs/predict.ipynb", model=str(demo_run / "checkpoint"), hop=0.2, out=str(tmp_path)) as notebook:
         notebook.run()
         assert notebook.not_run() == [] and notebook.errors() == []
-        with notebook.changes(".widget-image"): notebook.upload(videos / "a clip.mp4", words="Choose")
+        with notebook.changes(".widget-image"):
+            notebook.upload(videos / "a clip.mp4", words="Choose")
         notebook.wait_text("a clip.mp4:")
         assert len([s for s in notebook.sources(".widget-image") if s]) == 3
-        with notebook.changes(".widget-image"): notebook.move("window")
+        with notebook.changes(".widget-image"):
+            notebook.move("window")
         notebook.screenshot("predict")
         notebook.upload(videos / "letter.mp4", words="Choose")
         notebook.wait_text("this is no media file")
@@ -43,7 +47,17 @@ def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
 
 
 def test_curves_while_training(lab, demo_run, small_release, tmp_path):
-    settings = dict(dataset="demo", synthetic=False, root=str(small_release), store=str(demo_run.parents[1] / "store"), out=str(tmp_path / "run"), frames=10, batch_size=8, pretrain_epochs=200, keep_clips=0)
+    settings = dict(
+        dataset="demo",
+        synthetic=False,
+        root=str(small_release),
+        store=str(demo_run.parents[1] / "store"),
+        out=str(tmp_path / "run"),
+        frames=10,
+        batch_size=8,
+        pretrain_epochs=200,
+        keep_clips=0,
+    )
     with lab.open("nbs/train.ipynb", **settings) as notebook:
         notebook.start()
         live = "img.widget-image"
@@ -58,15 +72,28 @@ def test_curves_while_training(lab, demo_run, small_release, tmp_path):
 
 def test_ten_minutes(demo_run, tmp_path):
     from vat_nb.look.sliding_windows import PredictPanel
+
     ffmpeg(*picture(600, "10", "64x64"), *tone(600, 16000), *H264, *AAC, tmp_path / "long.mp4")
     panel = PredictPanel(demo_run / "checkpoint", demo_run, tmp_path)
     panel.path.value = str(tmp_path / "long.mp4")
-    assert 100 < len(panel.windowed.start) <= 300 and panel.windowed.end[-1] == pytest.approx(600, abs=0.5) and "600.0 s" in panel.says.value
+    assert (
+        100 < len(panel.windowed.start) <= 300
+        and panel.windowed.end[-1] == pytest.approx(600, abs=0.5)
+        and "600.0 s" in panel.says.value
+    )
 
 
 def test_predict_headless(demo_run, videos, tmp_path):
-    _, _, out = papermill(tmp_path, f"model={demo_run / 'checkpoint'}", f"path={videos / 'a clip.mp4'}", name="predict", check=True)
-    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == {"video", "audio", "fused"}
-    assert {p.name for p in (out / "figures").iterdir()} == {f"{n}.{kind}" for n in ("answer", "over_time", "attention") for kind in ("png", "svg")}
+    _, _, out = papermill(
+        tmp_path, f"model={demo_run / 'checkpoint'}", f"path={videos / 'a clip.mp4'}", name="predict", check=True
+    )
+    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == {
+        "video",
+        "audio",
+        "fused",
+    }
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        f"{n}.{kind}" for n in ("answer", "over_time", "attention") for kind in ("png", "svg")
+    }
     code, printed, _ = papermill(tmp_path, "modell=x", name="predict")
     assert code != 0 and "did you mean 'model'" in printed

@@ -1,4 +1,5 @@
 "The documentation site: it builds, its links lead somewhere, its code is real, and a browser opens every page without a word of complaint."
+
 import ast
 import builtins
 import configparser
@@ -23,23 +24,36 @@ from browser import ARTEFACTS, FLAGS, find_chromium
 from conftest import PROJECT
 
 DOCS = PROJECT / "docs"
-PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))} | {"data.md": (PROJECT / "data/README.md").read_text(encoding="utf-8")}
+PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))} | {
+    "data.md": (PROJECT / "data/README.md").read_text(encoding="utf-8")
+}
 ELSEWHERE = {"dask_jobqueue"}  # imports of the pages that are no dependency here
 
 
 def blocks(language):
     "(page, code) of every fenced block of a language, indented ones too."
-    found = [(page, re.sub(rf"^{m[1]}", "", m[2], flags=re.M)) for page, text in PAGES.items() for m in re.finditer(rf"^( *)```{language}\b[^\n]*\n(.*?)^\1```", text, re.M | re.S)]
+    found = [
+        (page, re.sub(rf"^{m[1]}", "", m[2], flags=re.M))
+        for page, text in PAGES.items()
+        for m in re.finditer(rf"^( *)```{language}\b[^\n]*\n(.*?)^\1```", text, re.M | re.S)
+    ]
     return [(page, code) for page, code in found if "--8<--" not in code]
 
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     "The site, built as `make docs` does."
-    for name in ("material", "latex2mathml"): pytest.importorskip(name, reason='the site is not built: pip install "vat_nb[docs]"')
+    for name in ("material", "latex2mathml"):
+        pytest.importorskip(name, reason='the site is not built: pip install "vat_nb[docs]"')
     folder = tmp_path_factory.mktemp("site")
     quiet = dict(NO_MKDOCS_2_WARNING="1", DISABLE_MKDOCS_2_WARNING="true")
-    built = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder], cwd=PROJECT, env=os.environ | quiet, capture_output=True, text=True)
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder],
+        cwd=PROJECT,
+        env=os.environ | quiet,
+        capture_output=True,
+        text=True,
+    )
     assert built.returncode == 0, built.stderr[-3000:] + built.stdout[-3000:]
     return folder
 
@@ -55,9 +69,12 @@ class Seen(HTMLParser):
     def handle_starttag(self, tag, attrs):
         attrs = dict(attrs)
         self.anchors |= {v for k in ("id", "name") if (v := attrs.get(k))}
-        if tag == "a" and attrs.get("href"): self.links.append(attrs["href"])
-        elif tag == "link" and attrs.get("rel") not in ("canonical", "next", "prev"): self.loads.append(attrs["href"])
-        elif attrs.get("src"): self.loads.append(attrs["src"])
+        if tag == "a" and attrs.get("href"):
+            self.links.append(attrs["href"])
+        elif tag == "link" and attrs.get("rel") not in ("canonical", "next", "prev"):
+            self.loads.append(attrs["href"])
+        elif attrs.get("src"):
+            self.loads.append(attrs["src"])
 
 
 @pytest.fixture(scope="session")
@@ -69,11 +86,14 @@ def test_links_lead_to_pages_and_anchors_that_are_there(site, seen):
     wrong = []
     for page, s in seen.items():
         for href in s.links:
-            if re.match(r"(https?|mailto):", href): continue
+            if re.match(r"(https?|mailto):", href):
+                continue
             place, anchor = urldefrag(unquote(href))
             to = (page.parent / place).resolve() if place else page
-            if to not in seen and not to.is_file(): wrong.append((page.name, href))
-            elif to in seen and anchor not in seen[to].anchors: wrong.append((page.name, href))
+            if to not in seen and not to.is_file():
+                wrong.append((page.name, href))
+            elif to in seen and anchor not in seen[to].anchors:
+                wrong.append((page.name, href))
     assert len(seen) > 60 and sum(len(s.links) for s in seen.values()) > 2000 and not wrong, wrong[:10]
 
 
@@ -81,39 +101,72 @@ def test_pages_load_nothing_from_outside(site, seen):
     for page, s in seen.items():
         for src in s.loads:
             assert not re.match(r"(https?:)?//", src), f"{page.name} asks for {src}"
-            assert src.startswith("data:") or (page.parent / unquote(src.split("?")[0])).is_file(), f"{page.name} has no {src}"
-    for sheet in site.rglob("*.css"): assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
+            assert src.startswith("data:") or (page.parent / unquote(src.split("?")[0])).is_file(), (
+                f"{page.name} has no {src}"
+            )
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*[\"']?(https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
 
 
 def test_every_notebook_is_a_page_with_its_figures(site):
     for path in (PROJECT / "nbs").rglob("*.ipynb"):
-        if path.stem == "index": continue
-        kept = sum("image/png" in o.get("data", {}) for c in json.loads(path.read_text())["cells"] for o in c.get("outputs", []))
-        assert len(re.findall(rf'src="(?:\.\./notebooks/)?{path.stem}/', (site / "notebooks" / f"{path.stem}.html").read_text())) == kept, path.stem
+        if path.stem == "index":
+            continue
+        kept = sum(
+            "image/png" in o.get("data", {})
+            for c in json.loads(path.read_text())["cells"]
+            for o in c.get("outputs", [])
+        )
+        assert (
+            len(
+                re.findall(
+                    rf'src="(?:\.\./notebooks/)?{path.stem}/', (site / "notebooks" / f"{path.stem}.html").read_text()
+                )
+            )
+            == kept
+        ), path.stem
     text = (site / "notebooks/09_contrastive.html").read_text()
-    assert "<math" in text and "$" not in re.sub(r"<(pre|code).*?</\1>|<script.*?</script>", "", text, flags=re.S), "a formula stayed as it was typed"
+    assert "<math" in text and "$" not in re.sub(r"<(pre|code).*?</\1>|<script.*?</script>", "", text, flags=re.S), (
+        "a formula stayed as it was typed"
+    )
 
 
 def test_reference_has_every_public_name(seen):
     pages = {p.stem: s.anchors for p, s in seen.items() if p.parent.name == "reference"}
     for path in (PROJECT / "vat_nb").rglob("*.py"):
-        if path.stem.startswith("_") or path.stem == "all": continue
+        if path.stem.startswith("_") or path.stem == "all":
+            continue
         module = ".".join(path.relative_to(PROJECT / "vat_nb").with_suffix("").parts)
         tree = ast.parse(path.read_text())
-        public = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__")
-        missing = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in public and n.name not in pages[module]]
+        public = next(
+            ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == "__all__"
+        )
+        missing = [
+            n.name
+            for n in tree.body
+            if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name in public and n.name not in pages[module]
+        ]
         assert not missing, f"{module}: {missing}"
 
 
 def test_reference_says_what_fastcore_reads(site):
     "The comments beside parameters, as fastcore's docments finds them, all stand on the page of their module."
     from fastcore.docments import docments
+
     found = 0
     for path in sorted((site / "reference").glob("*.html")):
-        if not (PROJECT / "vat_nb" / f"{path.stem.replace('.', '/')}.py").exists() or path.stem == "all": continue
-        text, module = html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))), importlib.import_module(f"vat_nb.{path.stem}")
+        if not (PROJECT / "vat_nb" / f"{path.stem.replace('.', '/')}.py").exists() or path.stem == "all":
+            continue
+        text, module = (
+            html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))),
+            importlib.import_module(f"vat_nb.{path.stem}"),
+        )
         for name in module.__all__:
-            if not (inspect.isfunction(f := getattr(module, name)) or dataclasses.is_dataclass(f)) or f.__module__ != module.__name__: continue
+            if (
+                not (inspect.isfunction(f := getattr(module, name)) or dataclasses.is_dataclass(f))
+                or f.__module__ != module.__name__
+            ):
+                continue
             said = [d.strip() for d in docments(f).values() if d]
             assert not (missing := [d for d in said if d not in text]), f"{path.stem}.{name}: {missing}"
             found += len(said)
@@ -122,10 +175,12 @@ def test_reference_says_what_fastcore_reads(site):
 
 def resolved(node, scope):
     "What a name or a dotted name of a page stands for; None where it is not known before it runs."
-    if isinstance(node, ast.Name): return scope.get(node.id)
+    if isinstance(node, ast.Name):
+        return scope.get(node.id)
     if isinstance(node, ast.Attribute):
         base = resolved(node.value, scope)
-        if base is None or not (inspect.ismodule(base) or inspect.isclass(base)): return None
+        if base is None or not (inspect.ismodule(base) or inspect.isclass(base)):
+            return None
         assert hasattr(base, node.attr), f"{base.__name__} has no {node.attr}"
         return getattr(base, node.attr)
 
@@ -136,29 +191,44 @@ def test_python_of_the_pages_is_real(page, code):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
-            if name.split(".")[0] in ELSEWHERE: scope |= {a.asname or a.name: None for a in node.names}
-            else: exec(compile(ast.Module([node], []), page, "exec"), scope)
+            if name.split(".")[0] in ELSEWHERE:
+                scope |= {a.asname or a.name: None for a in node.names}
+            else:
+                exec(compile(ast.Module([node], []), page, "exec"), scope)
     bound = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} | {"__name__"}
     scope = {k: v for k, v in scope.items() if k not in bound}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Name): assert node.id in scope or node.id in bound, f"{page}: {node.id} comes from nowhere"
-        if isinstance(node, ast.Call) and callable(f := resolved(node.func, scope)) and getattr(f, "__module__", "").startswith("vat_nb") and not any(isinstance(a, ast.Starred) for a in node.args):
+        if isinstance(node, ast.Name):
+            assert node.id in scope or node.id in bound, f"{page}: {node.id} comes from nowhere"
+        if (
+            isinstance(node, ast.Call)
+            and callable(f := resolved(node.func, scope))
+            and getattr(f, "__module__", "").startswith("vat_nb")
+            and not any(isinstance(a, ast.Starred) for a in node.args)
+        ):
             inspect.signature(f).bind(*node.args, **{k.arg: k.value for k in node.keywords})
 
 
 def test_python_of_my_own_data_runs(tmp_path):
     "The list of the page, with clips of the demo under its names, and the page's lines on it."
     from vat_nb.data.demo_data import plan_demo, render
-    page, = (c for p, c in blocks("python") if p == "howto/own_data.md")
-    listed, = (c for p, c in blocks("csv") if p == "howto/own_data.md")
-    for folder in ("mine/clips", "train"): (tmp_path / folder).mkdir(parents=True)
+
+    (page,) = (c for p, c in blocks("python") if p == "howto/own_data.md")
+    (listed,) = (c for p, c in blocks("csv") if p == "howto/own_data.md")
+    for folder in ("mine/clips", "train"):
+        (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "mine/manifest.csv").write_text(listed)
     plan = plan_demo(sizes=dict(train=1), people=dict(train=1))[0]
     render(tmp_path, plan)
-    for row in csv.DictReader(listed.splitlines()): shutil.copy(tmp_path / plan.file, tmp_path / "mine" / row["path"])
+    for row in csv.DictReader(listed.splitlines()):
+        shutil.copy(tmp_path / plan.file, tmp_path / "mine" / row["path"])
     scope = {}
     exec(page.replace("/data/mine", str(tmp_path / "mine")), scope)
-    assert len(scope["ledger"]) == 4 and set(scope["ledger"]["status"]) <= {"ok", "degraded"} and not len(scope["report"][scope["report"]["level"] == "error"])
+    assert (
+        len(scope["ledger"]) == 4
+        and set(scope["ledger"]["status"]) <= {"ok", "degraded"}
+        and not len(scope["report"][scope["report"]["level"] == "error"])
+    )
 
 
 @pytest.fixture(scope="session")
@@ -175,13 +245,22 @@ def own_sections():
 def test_ini_of_the_pages_is_a_recipe(own_sections, tmp_path):
     from vat_nb.training.config import read_recipe
     from vat_nb.data.datasets import LAYOUTS
+
     text = (PROJECT / "settings.ini").read_text(encoding="utf-8")
     for name, (page, values) in own_sections.items():
         path = tmp_path / name / "settings.ini"
         path.parent.mkdir()
-        path.write_text(re.sub(rf"\n\[{name}\]\n.*?(?=\n\[|\Z)", "\n", text, flags=re.S) + "\n" + "\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in values.items())]) + "\n", encoding="utf-8")
+        path.write_text(
+            re.sub(rf"\n\[{name}\]\n.*?(?=\n\[|\Z)", "\n", text, flags=re.S)
+            + "\n"
+            + "\n".join([f"[{name}]", *(f"{k} = {v}" for k, v in values.items())])
+            + "\n",
+            encoding="utf-8",
+        )
         recipe = read_recipe(name, path)
-        assert set(recipe.layout_options or {}) <= set(inspect.signature(LAYOUTS[recipe.layout]).parameters) - {"root"}, page
+        assert set(recipe.layout_options or {}) <= set(inspect.signature(LAYOUTS[recipe.layout]).parameters) - {
+            "root"
+        }, page
 
 
 def parameters_of(notebook):
@@ -204,33 +283,51 @@ def check_given(page, dataset, notebook, pairs, own_sections):
     from vat_nb.training.config import check_parameters, read_recipe
     from vat_nb.data.io import parse_value
     from vat_nb.runs.pipeline import check_recipe
+
     assert (PROJECT / "nbs" / f"{notebook}.ipynb").is_file(), f"{page}: no nbs/{notebook}.ipynb"
-    recipe = read_recipe("demo" if "$" in dataset else own_sections.get(dataset, ("", {}))[1].get("like", "demo") if dataset in own_sections and dataset.startswith("mine") else dataset)
+    recipe = read_recipe(
+        "demo"
+        if "$" in dataset
+        else own_sections.get(dataset, ("", {}))[1].get("like", "demo")
+        if dataset in own_sections and dataset.startswith("mine")
+        else dataset
+    )
     given = {k: _resolve_type(v) for k, v in pairs if k != "dataset"}
-    if "encoders" in given: recipe = read_recipe(recipe.dataset, encoders=given["encoders"])
-    given = {k: parse_value(v) if isinstance(v, str) and not isinstance(recipe.get(k, ""), str) else v for k, v in given.items()}
+    if "encoders" in given:
+        recipe = read_recipe(recipe.dataset, encoders=given["encoders"])
+    given = {
+        k: parse_value(v) if isinstance(v, str) and not isinstance(recipe.get(k, ""), str) else v
+        for k, v in given.items()
+    }
     own = parameters_of(notebook) - set(recipe)
     assert set(given) <= set(recipe) | own, f"{page}: {notebook} takes no {set(given) - set(recipe) - own}"
     known = check_parameters({k: v for k, v in given.items() if k in recipe and "$" not in str(v)}, recipe)
-    if notebook in ("train", "crossval", "ablation", "semisupervised"): check_recipe(recipe | known)
+    if notebook in ("train", "crossval", "ablation", "semisupervised"):
+        check_recipe(recipe | known)
 
 
 def test_commands_of_the_pages_are_real(own_sections):
     makefile, checked = (PROJECT / "Makefile").read_text(), 0
     targets = {t for line in re.findall(r"^([a-z ]+):", makefile, re.M) for t in line.split()}
     for page, words in commands():
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]): words = words[1:]  # VARIABLE=value before a command
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]  # VARIABLE=value before a command
         if words and words[0].startswith(".venv/bin/"):
             program = words[0].removeprefix(".venv/bin/")
-            assert program == "pip" or (Path(sys.executable).parent / program).exists(), f"{page}: no program {program}"  # pip comes with a venv that is made by hand
+            assert program == "pip" or (Path(sys.executable).parent / program).exists(), (
+                f"{page}: no program {program}"
+            )  # pip comes with a venv that is made by hand
         if words[:1] == ["make"] and len(words) > 1:
             assert words[1] in targets, f"{page}: no target {words[1]}"
             given = dict(w.split("=", 1) for w in words[2:] if "=" in w)
             assert set(given) <= {"DATASET", "P"}, f"{page}: {words}"
             if (PROJECT / "nbs" / f"{words[1]}.ipynb").is_file():
                 flat = shlex.split(given.get("P", ""))
-                if flat == ["-p", "name", "value", "..."] or given.get("DATASET") in ("NAME", "..."): continue
-                check_given(page, given.get("DATASET", "demo"), words[1], list(zip(flat[1::3], flat[2::3])), own_sections)
+                if flat == ["-p", "name", "value", "..."] or given.get("DATASET") in ("NAME", "..."):
+                    continue
+                check_given(
+                    page, given.get("DATASET", "demo"), words[1], list(zip(flat[1::3], flat[2::3])), own_sections
+                )
                 checked += 1
         elif words[:1] == [".venv/bin/papermill"]:
             pairs = [(words[i + 1], words[i + 2]) for i, w in enumerate(words) if w == "-p"]
@@ -241,12 +338,20 @@ def test_commands_of_the_pages_are_real(own_sections):
 
 def test_shell_of_the_pages_parses():
     for page, code in blocks("sh"):
-        assert subprocess.run(["bash", "-n"], input=code, text=True, capture_output=True).returncode == 0, f"{page}:\n{code}"
+        assert subprocess.run(["bash", "-n"], input=code, text=True, capture_output=True).returncode == 0, (
+            f"{page}:\n{code}"
+        )
 
 
 def test_names_after_p_in_the_text_are_recipe_values():
     from vat_nb.training.config import read_recipe
-    known = set(read_recipe("demo")) | set().union(*(parameters_of(n) for n in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "benchmark")))
+
+    known = set(read_recipe("demo")) | set().union(
+        *(
+            parameters_of(n)
+            for n in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "benchmark")
+        )
+    )
     for page, text in PAGES.items():
         for inline in re.findall(r"`(-p [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S)):
             assert (names := set(re.findall(r"-p (\w+)", inline)) - {"name"}) <= known, f"{page}: {names}"
@@ -255,12 +360,16 @@ def test_names_after_p_in_the_text_are_recipe_values():
 def test_faults_are_sentences_that_exist():
     "Every sentence of the page stands in the code, and every reason of the ledger stands on the page."
     from vat_nb.data.decoding import ERROR_CODES
+
     sources = [p.read_text(encoding="utf-8") for p in (PROJECT / "vat_nb").rglob("*.py")]
-    for path in (PROJECT / "nbs").glob("[a-z]*.ipynb"): sources += ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    for path in (PROJECT / "nbs").glob("[a-z]*.ipynb"):
+        sources += ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     code = re.sub(r'"\s*\\?\n\s*f?"', "", "\n".join(sources))  # sentences that go on in the next line
     rows = [m for m in re.findall(r"^\| (`.*?) \|", PAGES["faults.md"], re.M)]
     said = [s for row in rows if "torch's words" not in row for s in re.findall(r"`([^`]+)`", row)]
-    missing = [part for s in said for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code]
+    missing = [
+        part for s in said for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code
+    ]
     assert len(said) > 60 and not missing, missing
     assert not [r for r in ERROR_CODES if f"`{r}`" not in PAGES["faults.md"]]
 
@@ -268,16 +377,29 @@ def test_faults_are_sentences_that_exist():
 def test_patterns_are_what_the_page_says():
     "What is drawn is the cosine of the vectors, and each pattern has the recall that its name promises."
     import numpy as np
+
     sys.path.insert(0, str(DOCS))
     from draw import PATTERNS, TASK, explained, made_up, plot_patterns
     from vat_nb.look.figures import alignment_order
     from vat_nb.evaluation.metrics import retrieval_recall
+
     found = {name: made_up(pull) for name, pull in PATTERNS.items()}
     recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["video->audio"] for name, p in found.items()}
-    assert recall["diagonal"] > 0.9 and recall["diagonal in blocks"] > 0.9 and max(recall[n] for n in ("untrained", "blocks", "collapsed")) < 0.2
+    assert (
+        recall["diagonal"] > 0.9
+        and recall["diagonal in blocks"] > 0.9
+        and max(recall[n] for n in ("untrained", "blocks", "collapsed")) < 0.2
+    )
     kinds = [c.emotion for c in found["blocks"].clips]
-    assert explained(found["blocks"].video_embed @ found["blocks"].audio_embed.T, kinds) > 0.5 > 0.1 > explained(found["diagonal"].video_embed @ found["diagonal"].audio_embed.T, kinds)
-    assert not [n for n in PATTERNS if n not in PAGES["howto/alignment_matrix.md"].replace("stripe ", "stripes ")], "the page explains each of them"
+    assert (
+        explained(found["blocks"].video_embed @ found["blocks"].audio_embed.T, kinds)
+        > 0.5
+        > 0.1
+        > explained(found["diagonal"].video_embed @ found["diagonal"].audio_embed.T, kinds)
+    )
+    assert not [n for n in PATTERNS if n not in PAGES["howto/alignment_matrix.md"].replace("stripe ", "stripes ")], (
+        "the page explains each of them"
+    )
     axs = plot_patterns(["diagonal"], columns=1)
     p = found["diagonal"]
     rows = alignment_order(p, TASK)
@@ -290,6 +412,7 @@ def page():
     "A tab of a browser as wide as a laptop."
     program = find_chromium()
     from playwright.sync_api import sync_playwright
+
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=program, args=FLAGS)
         yield browser.new_page(viewport=dict(width=1366, height=768))
@@ -303,14 +426,23 @@ def test_every_page_opens_in_a_browser(site, page):
     page.on("console", lambda m: m.type == "error" and trouble.append((page.url, m.text)))
     page.on("pageerror", lambda e: trouble.append((page.url, str(e))))
     page.on("requestfailed", lambda r: trouble.append((page.url, f"failed: {r.url}")))
-    page.on("request", lambda r: r.url.startswith(("file:", "data:", "blob:", "about:")) or trouble.append((page.url, f"outside: {r.url}")))
+    page.on(
+        "request",
+        lambda r: (
+            r.url.startswith(("file:", "data:", "blob:", "about:")) or trouble.append((page.url, f"outside: {r.url}"))
+        ),
+    )
     for path in sorted(site.rglob("*.html")):
-        if path.name == "404.html": continue
+        if path.name == "404.html":
+            continue
         page.goto(path.as_uri())
         name = str(path.relative_to(site)).removesuffix(".html")
-        if len(page.inner_text("article")) < 150: trouble.append((name, "is empty"))
-        if blank := page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"): trouble.append((name, f"no picture {blank}"))
-        if page.evaluate("document.documentElement.scrollWidth > innerWidth + 1"): trouble.append((name, "is wider than the screen"))
+        if len(page.inner_text("article")) < 150:
+            trouble.append((name, "is empty"))
+        if blank := page.evaluate("[...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"):
+            trouble.append((name, f"no picture {blank}"))
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth + 1"):
+            trouble.append((name, "is wider than the screen"))
         page.screenshot(path=shots / f"{name.replace('/', '_')}.png")
     assert not trouble, trouble[:10]
     page.goto((site / "index.html").as_uri())
@@ -323,6 +455,12 @@ def test_every_page_opens_in_a_browser(site, page):
 def test_results_are_of_the_kept_json():
     "The page of results is what its command writes from the figures that are kept."
     from vat_nb.runs.results import MARKED, fill, render_results
-    assert (DOCS / "results.md").read_text(encoding="utf-8") == render_results(PROJECT), "run make results and commit what it changes"
+
+    assert (DOCS / "results.md").read_text(encoding="utf-8") == render_results(PROJECT), (
+        "run make results and commit what it changes"
+    )
     for name in MARKED:
-        if name.endswith(".md"): assert (text := (PROJECT / name).read_text(encoding="utf-8")) == fill(text, PROJECT), f"run make results: {name} has other figures"
+        if name.endswith(".md"):
+            assert (text := (PROJECT / name).read_text(encoding="utf-8")) == fill(text, PROJECT), (
+                f"run make results: {name} has other figures"
+            )

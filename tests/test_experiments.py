@@ -1,4 +1,5 @@
 "The notebooks that compare: folds, ablation, labels; pretrained encoders through the training notebook; one line that predicts."
+
 import json
 import subprocess
 import sys
@@ -22,7 +23,11 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
     _, _, out = papermill(tmp_path, *settings, name="crossval", check=True)
     folder = out / "crossval"
     found = json.loads((folder / "crossval.json").read_text())
-    assert found["clips"] == 24 and set(found["tests"]) == {"test1", "test2", "test3"} and len(pd.read_csv(folder / "submission_test3.csv")) == 6
+    assert (
+        found["clips"] == 24
+        and set(found["tests"]) == {"test1", "test2", "test3"}
+        and len(pd.read_csv(folder / "submission_test3.csv")) == 6
+    )
     heads, kinds = ("fused head", "three heads"), ("logits", "calibrated probabilities")
     assert found["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
     assert (out / "figures/reliability.png").exists() and (folder / "fold1/model/model.safetensors").exists()
@@ -32,19 +37,36 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
     papermill(tmp_path, *settings, name="crossval", check=True)
     changed = {p.parent.name for p, t in kept.items() if p.stat().st_mtime_ns != t}
     assert changed == {"fold1"}, "a finished fold was trained again, or an open one was not"
-    assert json.loads((folder / "crossval.json").read_text())["out_of_fold"] == found["out_of_fold"], "the same seed gave another fold"
+    assert json.loads((folder / "crossval.json").read_text())["out_of_fold"] == found["out_of_fold"], (
+        "the same seed gave another fold"
+    )
 
 
 def test_ablation_trains_each_row_once(where, tmp_path):
     settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3")
     _, _, out = papermill(tmp_path, *settings, name="ablation", check=True)
     found = json.loads((out / "ablation.json").read_text())
-    ladder = ["none", "+ contrast (VAC)", "+ matching (VAM)", "+ distillation", "+ masked audio", "+ blend", "+ augmentation", "+ pseudo-labels", "all, learned weights", "all, modality dropout", "the recipe"]
+    ladder = [
+        "none",
+        "+ contrast (VAC)",
+        "+ matching (VAM)",
+        "+ distillation",
+        "+ masked audio",
+        "+ blend",
+        "+ augmentation",
+        "+ pseudo-labels",
+        "all, learned weights",
+        "all, modality dropout",
+        "the recipe",
+    ]
     assert [r["row"] for r in found["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
     trained = len(list((out / "ablation").glob("* clean.safetensors")))
     assert trained == 2 * (len(ladder) - 1), "this recipe is the row + augmentation, and is trained once"
-    assert len(list((out / "ablation").glob("pretraining *.safetensors"))) == 2 * 5, "rows that differ in fine-tuning alone share a pretraining"
-    for row in found["rows"][1:]: assert row["low"] <= row["difference"] <= row["high"]
+    assert len(list((out / "ablation").glob("pretraining *.safetensors"))) == 2 * 5, (
+        "rows that differ in fine-tuning alone share a pretraining"
+    )
+    for row in found["rows"][1:]:
+        assert row["low"] <= row["difference"] <= row["high"]
     kept = {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
     papermill(tmp_path, *settings, name="ablation", check=True)
     assert kept == {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
@@ -52,25 +74,59 @@ def test_ablation_trains_each_row_once(where, tmp_path):
 
 
 def test_label_sweep(where, tmp_path):
-    _, _, out = papermill(tmp_path, *where, *FAST, "epochs=1", "seeds=1", "shares=[0.5, 1.0]", "pseudo_threshold=0.3", name="semisupervised", check=True)
+    _, _, out = papermill(
+        tmp_path,
+        *where,
+        *FAST,
+        "epochs=1",
+        "seeds=1",
+        "shares=[0.5, 1.0]",
+        "pseudo_threshold=0.3",
+        name="semisupervised",
+        check=True,
+    )
     table = pd.read_csv(out / "semisupervised.csv")
     assert len(table) == 10 and set(table["share"]) == {0.5, 1.0} and table["variant"].nunique() == 5
-    assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all() and (out / "figures/semisupervised.png").exists()
+    assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all() and (
+        out / "figures/semisupervised.png"
+    ).exists()
 
 
 def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
     "One point here; then two, of which a worker of a Dask cluster trains the new one. The test splits take no part."
     from distributed import LocalCluster
+
     settings = (*where, *FAST, "epochs=1", "selection_fraction=0.4", "valid_fraction=0.0")
     _, _, out = papermill(tmp_path, *settings, "grid={'lr': ['1e-3']}", name="sweep", check=True)
     table, kept = pd.read_csv(out / "sweep.csv"), {p: p.stat().st_mtime_ns for p in (out / "sweep_0.4").iterdir()}
-    with LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None) as cluster:
-        papermill(tmp_path, *settings, "grid={'lr': [1e-3, 3e-3], 'weight_fused': [1.0, 0]}", f"scheduler={cluster.scheduler_address}", name="sweep", check=True)
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
+    ) as cluster:
+        papermill(
+            tmp_path,
+            *settings,
+            "grid={'lr': [1e-3, 3e-3], 'weight_fused': [1.0, 0]}",
+            f"scheduler={cluster.scheduler_address}",
+            name="sweep",
+            check=True,
+        )
     assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "a point was trained again"
     found, grown = json.loads((out / "sweep.json").read_text()), pd.read_csv(out / "sweep.csv")
-    assert len(grown) == 2 and len(found["left_out"]) == 2 and found["clips"] == 10 and (out / "figures/sweep.png").exists()
-    assert len(list((out / "sweep_0.4").glob("pretraining *.safetensors"))) == 1, "points that differ in fine-tuning alone share a pretraining"
-    assert (grown["low"] <= grown["score"]).all() and (grown["score"] <= grown["high"]).all() and grown["score"].is_monotonic_decreasing and grown["difference"].iloc[0] == 0
+    assert (
+        len(grown) == 2
+        and len(found["left_out"]) == 2
+        and found["clips"] == 10
+        and (out / "figures/sweep.png").exists()
+    )
+    assert len(list((out / "sweep_0.4").glob("pretraining *.safetensors"))) == 1, (
+        "points that differ in fine-tuning alone share a pretraining"
+    )
+    assert (
+        (grown["low"] <= grown["score"]).all()
+        and (grown["score"] <= grown["high"]).all()
+        and grown["score"].is_monotonic_decreasing
+        and grown["difference"].iloc[0] == 0
+    )
     assert grown[grown["lr"] == 1e-3]["score"].item() == table["score"].item()
 
 
@@ -82,11 +138,26 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.runs.snapshots import open_run, run_model, take_snapshot
     from vat_nb.encoders.inputs import build_loader
-    encoders = f"video_encoder={names['vit']}", f"audio_encoder={names['whisper']}", "weight_masked=0.0", "augment_image=0.0", "augment_wave=0.0", "feature_rate=10.0", "early_fusion=True", "linear_probe=True"
-    with pytest.raises(ParameterError, match="set weight_masked to 0"): check_recipe(read_recipe("mer23", encoders="none", audio_encoder=names["large"]))
+
+    encoders = (
+        f"video_encoder={names['vit']}",
+        f"audio_encoder={names['whisper']}",
+        "weight_masked=0.0",
+        "augment_image=0.0",
+        "augment_wave=0.0",
+        "feature_rate=10.0",
+        "early_fusion=True",
+        "linear_probe=True",
+    )
+    with pytest.raises(ParameterError, match="set weight_masked to 0"):
+        check_recipe(read_recipe("mer23", encoders="none", audio_encoder=names["large"]))
     _, _, out = papermill(tmp_path, *where, *FAST, *encoders, check=True)
     found = json.loads((out / "metrics.json").read_text())
-    assert found["recipe"]["video_encoder"] == names["vit"] and 0 <= found["matching_auc"] <= 1 and set(found["matching"]) >= {"another clip's", "its own, shifted"}
+    assert (
+        found["recipe"]["video_encoder"] == names["vit"]
+        and 0 <= found["matching_auc"] <= 1
+        and set(found["matching"]) >= {"another clip's", "its own, shifted"}
+    )
     assert [r["k"] for r in found["retrieval"]] == [1, 5, 10] and found["held_out"] > 0
     assert set(found["linear"]["test1"]) == {"logistic regression", "linear SVM"}  # this layout knows no speakers
     conditions = pd.read_csv(out / "robustness.csv")
@@ -101,9 +172,21 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
         for who in ("student", "teacher"):
             s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, run.recipe))
             assert len(s.video_embed) == len(run.kept) and np.isfinite(s.own).all()
-    for name in ("alignment", "attention"): papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
-    for name in ("folds", "layers"): (tmp_path / name).mkdir()
-    _, _, folded = papermill(tmp_path / "folds", *where, *FAST, *encoders, "num_folds=2", "valid_fraction=0.3", "seeds=2", name="crossval", check=True)
+    for name in ("alignment", "attention"):
+        papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
+    for name in ("folds", "layers"):
+        (tmp_path / name).mkdir()
+    _, _, folded = papermill(
+        tmp_path / "folds",
+        *where,
+        *FAST,
+        *encoders,
+        "num_folds=2",
+        "valid_fraction=0.3",
+        "seeds=2",
+        name="crossval",
+        check=True,
+    )
     summary = json.loads((folded / "crossval/crossval.json").read_text())
     assert summary["clips"] == 24 and len(summary["answers"]) == 2
     rivals = {f"{m}, {h}" for m in ("logistic regression", "linear SVM", "SVM") for h in ("audio", "video", "fused")}
@@ -118,14 +201,21 @@ def test_one_line_predicts(small_release, tmp_path):
     from vat_nb.runs.recognizer import MODEL_KEYS, Recognizer
     from vat_nb.sizes import ModelConfig, build_vat
     from vat_nb.data.datasets import MER23
+
     torch.manual_seed(0)
-    recipe = dict.fromkeys(MODEL_KEYS) | dict(size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen")
-    Recognizer(build_vat(ModelConfig("tiny", 64, 10.0, 6, 1)), MER23, recipe).save_pretrained(tmp_path / "runs/mine/checkpoint")
+    recipe = dict.fromkeys(MODEL_KEYS) | dict(
+        size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen"
+    )
+    Recognizer(build_vat(ModelConfig("tiny", 64, 10.0, 6, 1)), MER23, recipe).save_pretrained(
+        tmp_path / "runs/mine/checkpoint"
+    )
     (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
     video = next(small_release.rglob("*.mp4"))
     script = tmp_path / "script.py"  # no __main__ guard: a user's script has none
     script.write_text("import sys, vat_nb\nvat_nb.predict(sys.argv[1:]).to_csv('said.csv', index=False)\n")
-    subprocess.run([sys.executable, script, video, tmp_path / "gone.mp4"], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, script, video, tmp_path / "gone.mp4"], cwd=tmp_path, check=True, capture_output=True
+    )
     said = pd.read_csv(tmp_path / "said.csv")
     assert said["status"].tolist() == ["ok", "failed"] and said["emotion"].isna().tolist() == [False, True]
     assert np.isclose(said.filter(like="p(").loc[0].sum(), 1, atol=1e-5)

@@ -1,4 +1,5 @@
 "What must not stop the work: a killed preprocessing run, a killed training run, bad input."
+
 import json
 import os
 import signal
@@ -22,11 +23,15 @@ if __name__ == "__main__":
 
 def test_killed_preprocessing_goes_on(small_release, tmp_path):
     from vat_nb.data.store import open_store, read_ledger
+
     script = tmp_path / "run.py"
     script.write_text(PREPROCESS)
     store = tmp_path / "store"
-    run = subprocess.Popen([sys.executable, script, small_release, store, "1"], start_new_session=True, stderr=subprocess.DEVNULL)
-    while run.poll() is None and len(read_ledger(store)) < 5: time.sleep(0.02)
+    run = subprocess.Popen(
+        [sys.executable, script, small_release, store, "1"], start_new_session=True, stderr=subprocess.DEVNULL
+    )
+    while run.poll() is None and len(read_ledger(store)) < 5:
+        time.sleep(0.02)
     run.send_signal(signal.SIGKILL)
     run.wait()
     done = {p: p.stat().st_mtime_ns for p in (store / "clips").iterdir() if not p.name.startswith(".")}
@@ -42,31 +47,58 @@ def papermill(tmp_path, *parameters, name="train", check=None):
     "Run a notebook in a kernel of its own; returns exit code, what was printed, and the results folder."
     from papermill import PapermillExecutionError, execute_notebook
     from papermill.cli import _resolve_type  # as `papermill -p` reads a value; `demo_run` calls the command itself
+
     given = dict(p.split("=", 1) for p in (*parameters, f"output_dir={tmp_path / 'out'}"))
     source, made = PROJECT / f"nbs/{name}.ipynb", tmp_path / f"{name}.ipynb"
     try:
         execute_notebook(
-            source, made, {k: _resolve_type(v) for k, v in given.items()}, kernel_name="python3", progress_bar=False, cwd=PROJECT,
+            source,
+            made,
+            {k: _resolve_type(v) for k, v in given.items()},
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=PROJECT,
         )
         code, said = 0, ""
-    except PapermillExecutionError as e: code, said = 1, str(e)
+    except PapermillExecutionError as e:
+        code, said = 1, str(e)
     assert check is None or (code == 0) == check, said[-3000:]
     return code, said, tmp_path / "out"
 
 
-@pytest.mark.parametrize("wrong, says", [
-    ("datset=mer23", "did you mean 'dataset'"), ("dataset=mer32", "did you mean 'mer23'"), ("epochs=ten", "epochs needs a value like"), ("model_size=smal", "did you mean 'small'")])
+@pytest.mark.parametrize(
+    "wrong, says",
+    [
+        ("datset=mer23", "did you mean 'dataset'"),
+        ("dataset=mer32", "did you mean 'mer23'"),
+        ("epochs=ten", "epochs needs a value like"),
+        ("model_size=smal", "did you mean 'small'"),
+    ],
+)
 def test_wrong_parameters_stop_at_once(tmp_path, wrong, says):
     code, printed, out = papermill(tmp_path, wrong)
     assert code != 0 and "ParameterError" in printed and says in printed and not out.exists()
 
 
 def test_missing_release_says_what_to_do(tmp_path):
-    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={tmp_path / 'nothing'}", f"store_dir={tmp_path / 'store'}")
+    code, printed, _ = papermill(
+        tmp_path, "dataset=mer23", f"data_dir={tmp_path / 'nothing'}", f"store_dir={tmp_path / 'store'}"
+    )
     assert code != 0 and "found no clips in" in printed and "EULA" in printed and "Try the demo" in printed
 
 
-FAST = ("encoders=none", "pretrain_epochs=1", "epochs=2", "image_size=32", "num_frames=10", "fps=5.0", "model_size=tiny", "device=cpu", "num_workers=0", "max_failed=0.2")
+FAST = (
+    "encoders=none",
+    "pretrain_epochs=1",
+    "epochs=2",
+    "image_size=32",
+    "num_frames=10",
+    "fps=5.0",
+    "model_size=tiny",
+    "device=cpu",
+    "num_workers=0",
+    "max_failed=0.2",
+)
 
 
 def test_the_whole_road(small_release, tmp_path):
@@ -74,6 +106,7 @@ def test_the_whole_road(small_release, tmp_path):
     import shutil
 
     import pandas as pd
+
     release = shutil.copytree(small_release, tmp_path / "my videos")
     spoilt, blank = sorted((release / "test1").iterdir())[0], sorted((release / "train").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[:400])
@@ -82,37 +115,61 @@ def test_the_whole_road(small_release, tmp_path):
     _, _, out = papermill(tmp_path, *given, check=True)
     found = json.loads((out / "metrics.json").read_text())
     assert found["dataset"] == "mer23" and set(found["splits"]) == {"test1", "test2", "test3"}
-    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(found["splits"]["test1"]) and set(found["recall"]) == {"before", "after", "chance"}
+    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(found["splits"]["test1"]) and set(found["recall"]) == {
+        "before",
+        "after",
+        "chance",
+    }
     for split in ("test1", "test2", "test3"):
         rows = pd.read_csv(out / f"submission_{split}.csv", dtype=str, keep_default_na=False)
-        assert sorted(rows["name"]) == sorted(p.stem for p in (release / split).iterdir()), "one row for every clip asked for"
+        assert sorted(rows["name"]) == sorted(p.stem for p in (release / split).iterdir()), (
+            "one row for every clip asked for"
+        )
         assert list(rows) == ["name", "discrete", "valence"] and rows["discrete"].ne("").all()
     cells = json.loads((tmp_path / "train.ipynb").read_text())["cells"]
-    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", [])) >= 9, "the executed notebook must show its figures"
+    assert sum("image/png" in o.get("data", {}) for c in cells for o in c.get("outputs", [])) >= 9, (
+        "the executed notebook must show its figures"
+    )
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
     from vat_nb.runs.pipeline import build_accelerator, finetune, new_model, prepare_store, split_clips
+
     recipe = json.loads((out / "run.json").read_text())["recipe"] | dict(lr=0.5)
     data = prepare_store(recipe)
     split = split_clips(data, recipe)
     model, kept = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
-    with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"): finetune(model, data, split, recipe, build_accelerator(recipe), kept)
+    with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"):
+        finetune(model, data, split, recipe, build_accelerator(recipe), kept)
     assert kept.exists()
 
 
 def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
     store = tmp_path / "made" / "store"
-    papermill(tmp_path, "dataset=mer23", f"data_dir={small_release}", f"store_dir={store}", "image_size=32", "fps=5.0", "export_files=True", name="preprocess", check=True)
+    papermill(
+        tmp_path,
+        "dataset=mer23",
+        f"data_dir={small_release}",
+        f"store_dir={store}",
+        "image_size=32",
+        "fps=5.0",
+        "export_files=True",
+        name="preprocess",
+        check=True,
+    )
     from vat_nb.data.store import open_store
+
     made = open_store(store)
     assert len(made.usable()) == 40 and len(list((store.parent / "audio").glob("*.wav"))) == 40
     for clip in made.usable():
-        assert [p.name for p in sorted((store.parent / "frames" / clip.id).iterdir())] == [f"{i + 1:05d}.jpg" for i in range(made.ledger.loc[clip.id, "frames"])]
+        assert [p.name for p in sorted((store.parent / "frames" / clip.id).iterdir())] == [
+            f"{i + 1:05d}.jpg" for i in range(made.ledger.loc[clip.id, "frames"])
+        ]
 
 
 def test_unknown_class_names_the_row(small_release, tmp_path):
     import shutil
+
     release = shutil.copytree(small_release, tmp_path / "r")
     labels = release / "train-label.csv"
     labels.write_text(labels.read_text().replace("happy", "jolly", 1))
@@ -195,6 +252,7 @@ if __name__ == "__main__":
 def small_store(small_release, tmp_path_factory):
     from vat_nb.data.store import preprocess
     from vat_nb.data.datasets import clips, mer23
+
     folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
     preprocess(clips(release), release.task, folder, fps=10.0, size=64, processes=1)
     return folder
@@ -203,23 +261,32 @@ def small_store(small_release, tmp_path_factory):
 def test_a_training_killed_ten_times_ends_with_the_same_weights(small_store, tmp_path):
     "SIGKILL at random moments: in an epoch, while a state is saved, between the stages."
     from vat_nb.training.checkpoint import load_tensors
+
     (tmp_path / "train.py").write_text(TRAIN)
     subprocess.run([sys.executable, tmp_path / "train.py", small_store, tmp_path], check=True)
     whole, killed = (load_tensors(tmp_path / f"{name}/end.safetensors")[0] for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
-    for k in whole: assert (whole[k] == killed[k]).all(), k
+    for k in whole:
+        assert (whole[k] == killed[k]).all(), k
 
 
 def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_step(small_store, tmp_path):
     from vat_nb.training.checkpoint import load_tensors
-    (tmp_path / "train.py").write_text(TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)")
-    run = subprocess.Popen([sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True)
+
+    (tmp_path / "train.py").write_text(
+        TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True
+    )
     path = tmp_path / "run.safetensors"
     place = lambda: (lambda about: (len(about["history"]), about["state"]["batches_seen"]))(load_tensors(path)[1])
-    while run.poll() is None and not modified_ns(path): time.sleep(0.01)  # the first epoch is over
+    while run.poll() is None and not modified_ns(path):
+        time.sleep(0.01)  # the first epoch is over
     before = modified_ns(path)
     run.send_signal(signal.SIGUSR1)
-    while run.poll() is None and modified_ns(path) in (before, 0): time.sleep(0.01)
+    while run.poll() is None and modified_ns(path) in (before, 0):
+        time.sleep(0.01)
     warned = place()
     run.send_signal(signal.SIGTERM)
     said = run.communicate()[1]
@@ -249,13 +316,16 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
     "One worker is stopped in mid-clip, another is shot: two rows say so, the run ends, and a rerun reads just those two."
     from test_media_faults import AAC, H264, ffmpeg, picture, tone
     from vat_nb.data.store import read_ledger
+
     (tmp_path / "v").mkdir()
     ffmpeg(*picture(8, size="1280x720"), *tone(8), *H264, *AAC, tmp_path / "v" / "0.mp4")
-    for i in range(1, 10): (tmp_path / "v" / f"{i}.mp4").hardlink_to(tmp_path / "v" / "0.mp4")
+    for i in range(1, 10):
+        (tmp_path / "v" / f"{i}.mp4").hardlink_to(tmp_path / "v" / "0.mp4")
     (tmp_path / "run.py").write_text(SLOW)
     command = [sys.executable, tmp_path / "run.py", tmp_path / "v", tmp_path / "store"]
     run = subprocess.Popen([*command, "20"], stderr=subprocess.DEVNULL)
-    while run.poll() is None and (len(read_ledger(tmp_path / "store")) < 2 or len(children(run.pid)) < 2): time.sleep(0.05)
+    while run.poll() is None and (len(read_ledger(tmp_path / "store")) < 2 or len(children(run.pid)) < 2):
+        time.sleep(0.05)
     stuck, shot = children(run.pid)
     os.kill(stuck, signal.SIGSTOP)
     os.kill(shot, signal.SIGSEGV)
@@ -272,9 +342,18 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
 def test_two_runs_on_one_store(small_release, tmp_path):
     "Started together, they take turns: each clip is read once, and no row is lost."
     from vat_nb.data.store import open_store, read_ledger
+
     (tmp_path / "run.py").write_text(PREPROCESS)
     store = tmp_path / "store"
-    runs = [subprocess.Popen([sys.executable, tmp_path / "run.py", small_release, store, "1"], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, tmp_path / "run.py", small_release, store, "1"],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
     printed = ["".join(r.communicate(timeout=300)) for r in runs]
     assert [r.returncode for r in runs] == [0, 0]
     ledger = read_ledger(store)
@@ -288,40 +367,53 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
     import vat_nb.data.store as preprocess
     from vat_nb.data.datasets import clips, mer23
+
     disk, release = tmp_path / "disk", mer23(small_release)
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "model_size=400k", "tmpfs", disk], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "model_size=400k", "tmpfs", disk], capture_output=True).returncode
+        == 0
+    )
     store = disk / "store"
 
     def fill(path, raw, flush=False, real=preprocess.write_atomically):
-        if Path(path).suffix == ".safetensors" and len(list(store.glob("clips/*"))) >= 12: raise OSError(errno.ENOSPC, "No space left on device")
+        if Path(path).suffix == ".safetensors" and len(list(store.glob("clips/*"))) >= 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
         real(path, raw, flush)
+
     try:
-        if not mounted: monkeypatch.setattr(preprocess, "write_atomically", fill)
+        if not mounted:
+            monkeypatch.setattr(preprocess, "write_atomically", fill)
         with pytest.raises(OSError, match="is full; what is done is kept") as e:
             preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
         assert all(preprocess.load_clip(store / "clips" / n).jpegs for n in left)
-        if mounted: subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
+        if mounted:
+            subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()
         ledger = preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert len(ledger) == 40 and set(ledger["status"]) == {"ok"}
     finally:
-        if mounted: subprocess.run(["umount", disk], check=True)
+        if mounted:
+            subprocess.run(["umount", disk], check=True)
 
 
 def test_paths_that_leave_a_manifest_are_refused(tmp_path):
     from vat_nb.data.tables import ReleaseError
     from vat_nb.data.datasets import check, manifest
+
     (tmp_path / "r").mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"x")
     (tmp_path / "r" / "link.mp4").symlink_to(tmp_path / "secret.mp4")
     (tmp_path / "r" / "inside.mp4").write_bytes(b"x")
     (tmp_path / "r" / "good.mp4").symlink_to(tmp_path / "r" / "inside.mp4")
-    (tmp_path / "r" / "manifest.csv").write_text(f"path,split\ngood.mp4,train\n../secret.mp4,train\nlink.mp4,train\n{tmp_path / 'secret.mp4'},train\n")
-    with pytest.raises(ReleaseError) as e: check(manifest(tmp_path / "r"))
+    (tmp_path / "r" / "manifest.csv").write_text(
+        f"path,split\ngood.mp4,train\n../secret.mp4,train\nlink.mp4,train\n{tmp_path / 'secret.mp4'},train\n"
+    )
+    with pytest.raises(ReleaseError) as e:
+        check(manifest(tmp_path / "r"))
     wrong = e.value.report[e.value.report["problem"] == "leaves the folder"]
     assert wrong["where"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
 
@@ -335,11 +427,13 @@ for i in range(10**6): save_tensors(sys.argv[1], {"x": torch.full((2_000_000,), 
 
 def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
     from vat_nb.training.checkpoint import load_tensors
+
     path = tmp_path / "run.safetensors"
     for wait in (0.01, 0.05, 0.1):
         run = subprocess.Popen([sys.executable, "-c", SAVE, path])
         before = modified_ns(path)
-        while modified_ns(path) in (before, 0): time.sleep(0.01)
+        while modified_ns(path) in (before, 0):
+            time.sleep(0.01)
         time.sleep(wait)
         run.kill()
         run.wait()
@@ -361,22 +455,44 @@ if __name__ == "__main__":
 def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
     from vat_nb.data.store import preprocess, read_ledger
     from vat_nb.data.datasets import clips, mer23
+
     release, file = mer23(small_release), tmp_path / "scheduler.json"
     alone = preprocess(clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
-    start = lambda *a: subprocess.Popen([sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]], stderr=subprocess.DEVNULL, cwd=tmp_path)
+    start = lambda *a: subprocess.Popen(
+        [sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]],
+        stderr=subprocess.DEVNULL,
+        cwd=tmp_path,
+    )
     cluster = [start("dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")]
     try:
-        while not file.exists(): time.sleep(0.1)
-        cluster += [start("dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--local-directory", tmp_path / f"w{i}") for i in range(2)]
+        while not file.exists():
+            time.sleep(0.1)
+        cluster += [
+            start(
+                "dask_worker",
+                "--nthreads",
+                "1",
+                "--no-nanny",
+                "--no-dashboard",
+                "--local-directory",
+                tmp_path / f"w{i}",
+            )
+            for i in range(2)
+        ]
         (tmp_path / "run.py").write_text(DASK)
-        run = subprocess.Popen([sys.executable, tmp_path / "run.py", small_release, tmp_path / "store", file], stderr=subprocess.DEVNULL)
-        while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4: time.sleep(0.01)
+        run = subprocess.Popen(
+            [sys.executable, tmp_path / "run.py", small_release, tmp_path / "store", file], stderr=subprocess.DEVNULL
+        )
+        while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4:
+            time.sleep(0.01)
         cluster[1].kill()
         known = len(read_ledger(tmp_path / "store"))
         assert run.wait(120) == 0 and known < 40, "the worker was killed too late to test anything"
     finally:
-        for p in cluster: p.kill()
-        for p in cluster: p.wait()
+        for p in cluster:
+            p.kill()
+        for p in cluster:
+            p.wait()
     spread = read_ledger(tmp_path / "store")
     assert spread.equals(alone.astype(spread.dtypes.to_dict())) or spread.astype(str).equals(alone.astype(str))
     files = lambda store: {p.name: p.read_bytes() for p in (store / "clips").iterdir()}

@@ -1,4 +1,5 @@
 "Releases that lack something, through the notebooks: without one label, without one sound."
+
 import json
 import shutil
 
@@ -14,14 +15,20 @@ def tiny_graph(path):
     "A face network of one matrix, as an ONNX file that says its own scale."
     onnx = pytest.importorskip("onnx")
     from onnx import TensorProto, helper, numpy_helper
+
     weights = numpy_helper.from_array(np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32), "weights")
     nodes = [
-        helper.make_node("GlobalAveragePool", ["frames"], ["mean"]), helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("GlobalAveragePool", ["frames"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["features"]),
     ]
     given = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 3, 16, 16])
     found = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8])
-    model = helper.make_model(helper.make_graph(nodes, "g", [given], [found], [weights]), opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", [given], [found], [weights]),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
     helper.set_model_props(model, dict(mean="[0.5, 0.5, 0.5]", std="[0.5, 0.5, 0.5]"))
     onnx.save(model, path)
     return f"onnx:{path}"
@@ -32,11 +39,20 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     pytest.importorskip("onnxruntime")
     clips = sorted((small_release / "train").glob("*.mp4"))[:16]
     (tmp_path / "mine").mkdir()
-    for c in clips: shutil.copy(c, tmp_path / "mine")
+    for c in clips:
+        shutil.copy(c, tmp_path / "mine")
     pd.DataFrame(dict(path=[c.name for c in clips], split="train")).to_csv(tmp_path / "mine/manifest.csv", index=False)
-    where = (f"data_dir={tmp_path / 'mine'}", f"store_dir={tmp_path / 'store'}", "dataset=features", "face_detector=none", "image_size=32")
+    where = (
+        f"data_dir={tmp_path / 'mine'}",
+        f"store_dir={tmp_path / 'store'}",
+        "dataset=features",
+        "face_detector=none",
+        "image_size=32",
+    )
     encoders = f"audio_encoder={names['whisper']}", f"video_encoder={tiny_graph(tmp_path / 'face.onnx')}"
-    _, _, out = papermill(tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid_fraction=0.4", check=True)
+    _, _, out = papermill(
+        tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid_fraction=0.4", check=True
+    )
     found = json.loads((out / "metrics.json").read_text())
     assert found["held_out"] == 6 and 0 <= found["matching_auc"] <= 1 and found["matching_chance"] == 0.5
     assert [(r["k"], r["chance"]) for r in found["retrieval"]] == [(1, 1 / 6), (5, 5 / 6), (10, 1.0)]
@@ -59,19 +75,26 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
     "Without one sound, without one picture, or with a test split that is silent: training, scores, a row for every clip."
     release = tmp_path / "release"
     for path in small_release.rglob("*"):
-        if path.is_dir(): continue
+        if path.is_dir():
+            continue
         copy = release / path.relative_to(small_release)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1": shutil.copy(path, copy)
-        elif kind == "sound only": keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
-        else: keep_stream(path, copy, "video")
+        if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1":
+            shutil.copy(path, copy)
+        elif kind == "sound only":
+            keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
+        else:
+            keep_stream(path, copy, "video")
     where = "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}"
     _, _, out = papermill(tmp_path, *where, *FAST, "snapshot_clips=6", check=True)
     found = json.loads((out / "metrics.json").read_text())
-    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == (4 if kind == "silent test" else 0)
+    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == (
+        4 if kind == "silent test" else 0
+    )
     assert set(found["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())
     assert len(pd.read_csv(out / "submission_test3.csv")) == 6
-    if kind != "sound only": return
+    if kind != "sound only":
+        return
     for name in ("alignment", "attention"):
         papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
         assert "both picture and sound" in printed(tmp_path / f"{name}.ipynb")

@@ -1,4 +1,5 @@
 "Pretrained encoders in the whole model: training, checkpoints, caches, features, real weights, and no network."
+
 import copy
 import json
 import time
@@ -15,8 +16,17 @@ from torch import nn
 SMALL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64)
 SPEECH = dict(conv_dim=(16,) * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2, **SMALL)
 WHISPER = dict(
-    vocab_size=8, d_model=32, encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, decoder_layers=1,
-    decoder_attention_heads=1, decoder_ffn_dim=8, max_target_positions=8, pad_token_id=0)
+    vocab_size=8,
+    d_model=32,
+    encoder_layers=2,
+    encoder_attention_heads=4,
+    encoder_ffn_dim=64,
+    decoder_layers=1,
+    decoder_attention_heads=1,
+    decoder_ffn_dim=8,
+    max_target_positions=8,
+    pad_token_id=0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +43,13 @@ def names(tmp_path_factory):
     large = transformers.HubertConfig(**SPEECH, feat_extract_norm="layer", do_stable_layer_norm=True, layerdrop=0.0)
     for name, model, processor in (
         ("vit", transformers.ViTModel(transformers.ViTConfig(image_size=32, patch_size=16, **SMALL)), vit),
-        ("mae", transformers.VideoMAEModel(
-            transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)), mae),
+        (
+            "mae",
+            transformers.VideoMAEModel(
+                transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, **SMALL)
+            ),
+            mae,
+        ),
         ("base", transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**SPEECH)), speech),
         ("large", transformers.HubertModel(large), speech),
         (
@@ -54,6 +69,7 @@ def store(tmp_path_factory):
     from vat_nb.data.store import open_store, preprocess
     from vat_nb.data.datasets import clips, mer23
     from vat_nb.data.demo_data import plan_demo, write_demo
+
     top = tmp_path_factory.mktemp("store")
     release = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
     preprocess(clips(release), release.task, top / "store", fps=12.5, size=32, processes=1)
@@ -64,30 +80,35 @@ def store(tmp_path_factory):
 def weights():
     "Real weights: Whisper's encoder and an emotion network; tests that need them skip where they are not."
     folder = PROJECT.parent / "shared" / "models"
-    if not folder.is_dir(): pytest.skip("the real weights are not on this machine")
+    if not folder.is_dir():
+        pytest.skip("the real weights are not on this machine")
     pytest.importorskip("onnxruntime")
     return folder
 
 
 def vat(video, audio, dim=32):
     from vat_nb.model import VAT, Fusion
+
     return VAT(video, audio, Fusion(dim, 4, 1, context=dim), classes=6, targets=1, project=16)
 
 
 def video_encoder(name, tune="frozen", grid=1):
     from vat_nb.encoders.tuning import tuned_encoder
     from vat_nb.encoders.video_backbones import load_video_backbone
+
     return tuned_encoder(load_video_backbone(name, 12.5, grid), 32, 4, tune=tune)
 
 
 def audio_encoder(name, tune="frozen"):
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.encoders.tuning import tuned_encoder
+
     return tuned_encoder(load_audio_backbone(name), 32, 4, tune=tune)
 
 
 def batch_of(store, frames=24):
     from vat_nb.data.dataloader import make_loader
+
     return next(iter(make_loader(store, store.usable(), frames=frames, batch_size=6)))
 
 
@@ -99,6 +120,7 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
     from vat_nb.finetuning import Finetune
     from vat_nb.pretraining import PretrainWeights, Pretrain
     from vat_nb.train_loop import make_optimizer
+
     torch.manual_seed(0)
     make = lambda: vat(video_encoder(names[video], tune, grid), audio_encoder(names[audio], tune))
     batch = batch_of(store)
@@ -117,19 +139,25 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         now, teacher_now = dict(student.named_parameters()), dict(teacher.named_parameters())
         moved = {k for k in before if not torch.equal(before[k], now[k])}
         backbone = {k for k in before if ".backbone." in k}
-        if tune == "frozen": assert not moved & backbone
-        if tune == "lora": assert moved & backbone and all("lora_" in k for k in moved & backbone)
-        if tune == "full": assert len(moved & backbone) > 0.7 * len(backbone)
-        assert all(
-            ("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone
-        ), "frozen weights are shared, trained ones are not"
+        if tune == "frozen":
+            assert not moved & backbone
+        if tune == "lora":
+            assert moved & backbone and all("lora_" in k for k in moved & backbone)
+        if tune == "full":
+            assert len(moved & backbone) > 0.7 * len(backbone)
+        assert all(("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone), (
+            "frozen weights are shared, trained ones are not"
+        )
         assert all(not torch.equal(taught[k], teacher_now[k]) for k in moved)
         state = objective.state_dict()
         saved = {k for k in state if ".backbone." in k}
-        if tune == "frozen": assert not saved
-        if tune == "lora": assert saved and all("lora_" in k for k in saved)
+        if tune == "frozen":
+            assert not saved
+        if tune == "lora":
+            assert saved and all("lora_" in k for k in saved)
         other = type(objective)(
-            make(), **(dict(queue_size=8, weights=PretrainWeights(masked=0.0)) if isinstance(objective, Pretrain) else {})
+            make(),
+            **(dict(queue_size=8, weights=PretrainWeights(masked=0.0)) if isinstance(objective, Pretrain) else {}),
         )
         other.load_state_dict({k: v.clone() for k, v in state.items()})
         with torch.no_grad():
@@ -142,6 +170,7 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     from vat_nb.runs.pipeline import new_model
     from vat_nb.encoders.inputs import build_loader, check_encoders, layouts, prepare_features
     from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
+
     recipe = recipe_of(names, store, video_grid=2)
     check_encoders(recipe)
     whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
@@ -152,42 +181,59 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
-            check_encoders(recipe.replace(video_grid=wrong) | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {}))
+            check_encoders(
+                recipe.replace(video_grid=wrong)
+                | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {})
+            )
 
 
 def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
     from vat_nb import pretraining
+
     seen, real = [], pretraining.matching_pairs
+
     def spy(*args, even, **more):
         seen.append(even)
         return real(*args, even=even, **more)
+
     monkeypatch.setattr(pretraining, "matching_pairs", spy)
     from vat_nb.sizes import ModelConfig, build_vat
+
     model = build_vat(ModelConfig("tiny", 32, 12.5, 6))
-    objective = pretraining.Pretrain(model, queue_size=8, weights=pretraining.PretrainWeights(masked=0.0, random_negatives=0.33))
-    for objective.progress in (0.0, 0.32, 0.34, 0.99): objective.single_step(batch_of(store), alpha=0.0)
+    objective = pretraining.Pretrain(
+        model, queue_size=8, weights=pretraining.PretrainWeights(masked=0.0, random_negatives=0.33)
+    )
+    for objective.progress in (0.0, 0.32, 0.34, 0.99):
+        objective.single_step(batch_of(store), alpha=0.0)
     assert seen == [True, True, False, False]
 
 
 def test_attention_can_be_drawn(names, store):
     from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw, plot_attention
+
     one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
         seen = look(model, one)
         heat, frames = to_heatmap(seen, averaged(raw(seen))), int(one.video_mask.sum())
-        assert (
-            heat.places.shape == (-(-frames // moments), grid, grid)
-            and heat.time.shape == (int(one.audio_mask.sum() - 80) // 320, len(heat.places))
+        assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (
+            int(one.audio_mask.sum() - 80) // 320,
+            len(heat.places),
         )
         plot_attention(model, one)
 
 
 def recipe_of(names, store, **more):
     from vat_nb.training.config import read_recipe
+
     values = dict(
-        video_encoder=names["vit"], audio_encoder=names["whisper"], store_dir=str(store.path),
-        fps=12.5, image_size=32, num_frames=24, batch_size=3,
+        video_encoder=names["vit"],
+        audio_encoder=names["whisper"],
+        store_dir=str(store.path),
+        fps=12.5,
+        image_size=32,
+        num_frames=24,
+        batch_size=3,
     )
     return read_recipe("features", **values | more)
 
@@ -198,6 +244,7 @@ def test_small_model_trains_on_cached_features(names, store):
     from vat_nb.finetuning import Finetune
     from vat_nb.train_loop import OptimConfig
     from vat_nb.training.fit import fit, make_accelerator
+
     recipe = recipe_of(names, store, feature_dropout=0.0, dropout=0.0)
     folders = prepare_features(store, recipe)
     assert set(folders) == {"video", "audio"} and all(len(list((f / "clips").iterdir())) == 6 for f in folders.values())
@@ -212,6 +259,7 @@ def test_small_model_trains_on_cached_features(names, store):
 
 def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
     from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features, cache_folder
+
     spec, clips = EncoderSpec("video", names["mae"]), store.usable()
     cache_features(spec, store, clips[:2], tmp_path)
     first = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "clips").iterdir()}
@@ -239,6 +287,7 @@ def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
     from conftest import write_noise
     from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
     from vat_nb.data.store import open_store
+
     store = open_store(write_noise(tmp_path / "store", 20))
     cache_features(EncoderSpec("video", names["vit"]), store, store.usable(), processes=1)
     printed = capsys.readouterr().out
@@ -248,6 +297,7 @@ def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
 def test_two_processes_write_what_one_does(names, store, tmp_path):
     from vat_nb import feature_cache
     from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features
+
     spec, clips = EncoderSpec("audio", names["whisper"], rate=12.5), store.usable()
     cache_features(spec, store, clips, tmp_path / "one")
     (tmp_path / "two").mkdir()
@@ -262,6 +312,7 @@ def test_no_room_no_start(names, store, tmp_path, monkeypatch):
     from collections import namedtuple
     from vat_nb import feature_cache
     from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
+
     monkeypatch.setattr(
         feature_cache.shutil,
         "disk_usage",
@@ -282,6 +333,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.data.decoding import Media
     from vat_nb.data.store import LEDGER, append_rows, open_store, write_clips, save_clip
     from vat_nb.data.datasets import MER23
+
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
     clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
     for clip, frames, samples in zip(clips, (10, 10, 0, 2), (16000, 0, 16000, 200)):
@@ -289,13 +341,26 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
             [jpeg] * frames,
             (np.arange(frames) + 0.5) / 10,
             (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16),
-            max(frames / 10, samples / 16000), (), "", None,
+            max(frames / 10, samples / 16000),
+            (),
+            "",
+            None,
         )
         save_clip(tmp_path / "clips" / f"{clip.id}.safetensors", media)
-        rows.append(dict.fromkeys(LEDGER, "") | dict(
-            id=clip.id, split="train", status="ok", duration=media.duration, frames=frames, samples=samples,
-            size=1, mtime=1, settings="0" * 12,
-        ))
+        rows.append(
+            dict.fromkeys(LEDGER, "")
+            | dict(
+                id=clip.id,
+                split="train",
+                status="ok",
+                duration=media.duration,
+                frames=frames,
+                samples=samples,
+                size=1,
+                mtime=1,
+                settings="0" * 12,
+            )
+        )
     append_rows(tmp_path, rows)
     write_clips(tmp_path, clips, MER23, dict(fps=10.0, size=32, quality=90, faces=None))
     store = open_store(tmp_path)
@@ -303,10 +368,12 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     prepare_features(store, recipe)
     assert "1 clips are too short for one feature" in "".join(capsys.readouterr())
     batch = next(iter(build_loader(store, clips, recipe.replace(batch_size=4))))
-    assert (
-        batch.video_mask.any(1).tolist() == [True, True, False, True]
-        and batch.audio_mask.any(1).tolist() == [True, False, True, False]
-    )
+    assert batch.video_mask.any(1).tolist() == [True, True, False, True] and batch.audio_mask.any(1).tolist() == [
+        True,
+        False,
+        True,
+        False,
+    ]
     found = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
     assert np.isfinite(found.logits["fused"]).all() and len(found.clips) == 4
 
@@ -315,6 +382,7 @@ def test_garbage_in_padding_and_company_change_nothing(names, store):
     "Through the cache, the loader and the model: other clips in the batch, more padding, garbage in it."
     from vat_nb.runs.pipeline import new_model
     from vat_nb.encoders.inputs import build_loader, prepare_features
+
     recipe = recipe_of(names, store, audio_layers="mix", video_layers="mix")
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable()).eval()
@@ -341,8 +409,10 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.runs.recognizer import Recognizer
+
     recipe = recipe_of(names, store)
-    for stream in ("vit", "whisper"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
+    for stream in ("vit", "whisper"):
+        shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
     recipe |= dict(video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/whisper")
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable())
@@ -371,9 +441,15 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader
     from vat_nb.runs.recognizer import Recognizer
-    for stream in ("vit", "large"): shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
+
+    for stream in ("vit", "large"):
+        shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
     recipe = recipe_of(
-        names, store, video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/large", tune=tune,
+        names,
+        store,
+        video_encoder=f"hf:{tmp_path}/here/vit",
+        audio_encoder=f"hf:{tmp_path}/here/large",
+        tune=tune,
         cache_features=False,
     )
     model = new_model(recipe, store, store.usable())
@@ -393,6 +469,7 @@ def other_weights(name, folder):
     "A copy of a checkpoint with one weight changed."
     import shutil
     from safetensors.torch import load_file, save_file
+
     copy = Path(shutil.copytree(name.removeprefix("hf:"), folder / "other"))
     weights = load_file(copy / "model.safetensors")
     key = sorted(k for k in weights if k.endswith("query.weight"))[0]
@@ -407,8 +484,10 @@ def test_features_that_others_computed(names, store, tmp_path):
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, can_corrupt, check_encoders, prepare_features
     from vat_nb.runs.recognizer import Recognizer
+
     rng = np.random.default_rng(0)
-    for c in store.usable(): np.save(tmp_path / f"{c.id}.npy", rng.normal(size=(30, 7)).astype("f"))
+    for c in store.usable():
+        np.save(tmp_path / f"{c.id}.npy", rng.normal(size=(30, 7)).astype("f"))
     recipe = recipe_of(names, store, audio_encoder=f"features:{tmp_path}")
     check_encoders(recipe)
     prepare_features(store, recipe)
@@ -419,7 +498,8 @@ def test_features_that_others_computed(names, store, tmp_path):
     with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"):
         check_encoders(recipe.replace(video_encoder=None))
     (tmp_path / f"{store.usable()[2].id}.npy").unlink()
-    with pytest.raises(ValueError, match="another digest"): prepare_features(store, recipe)
+    with pytest.raises(ValueError, match="another digest"):
+        prepare_features(store, recipe)
 
 
 def test_whisper_equals_the_library_on_real_weights(weights, javased):
@@ -427,6 +507,7 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
     import transformers
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.data.decoding import read_clip
+
     folder = weights / "whisper-tiny.en-encoder"
     library = transformers.WhisperModel.from_pretrained(folder, dtype=torch.float32).get_encoder().eval()
     extractor = transformers.WhisperFeatureExtractor.from_pretrained(folder)
@@ -444,9 +525,10 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
             ).input_features
             tokens = mel.shape[2] // 2
             library.config.max_source_positions, library.embed_positions = (
-                tokens, nn.Embedding.from_pretrained(positions.weight[:tokens]),
+                tokens,
+                nn.Embedding.from_pretrained(positions.weight[:tokens]),
             )
-            said = library(mel[..., :2 * tokens], output_hidden_states=True)
+            said = library(mel[..., : 2 * tokens], output_hidden_states=True)
             for layer, expected in (
                 (1, said.hidden_states[1]),
                 (2, said.hidden_states[2]),
@@ -462,6 +544,7 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
 def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
     import onnxruntime
     from vat_nb.encoders.video_backbones import load_video_backbone
+
     frames = torch.randint(0, 256, (2, 5, 3, 64, 64), dtype=torch.uint8)
     eye = load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0)
     session = onnxruntime.InferenceSession(str(weights / "emotion.onnx"))
@@ -475,6 +558,7 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
     "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import pretrain, split_clips
+
     clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
     bare = store._replace(clips=clips)
     recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
@@ -495,6 +579,7 @@ def test_named_pairs_say_what_they_need():
     "Without a network and without the files: one sentence, with the way out. Every pair says its size and licence."
     from vat_nb.training.config import encoder_pairs, read_recipe
     from vat_nb.encoders.inputs import reads_features
+
     pairs = encoder_pairs(PROJECT / "settings.ini")
     assert {"small", "chinese", "multilingual"} <= set(pairs)
     for name, said in pairs.items():
@@ -510,9 +595,13 @@ def test_without_a_network_it_says_so_at_once():
     import huggingface_hub
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.encoders.video_backbones import load_video_backbone
-    try: huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
-    except Exception: pass
-    else: pytest.skip("there is a network")
+
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:
+        pass
+    else:
+        pytest.skip("there is a network")
     for load, name in (
         (partial(load_video_backbone, fps=4), "hf:openai/clip-vit-large-patch14"),
         (load_audio_backbone, "hf:TencentGameMate/chinese-hubert-large"),
@@ -534,6 +623,7 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
     from safetensors.torch import save_file
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.encoders.video_backbones import load_video_backbone
+
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(huggingface_hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
@@ -543,7 +633,8 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
         (top / "snapshots" / "abc").mkdir(parents=True)
         (top / "refs").mkdir()
         (top / "refs" / "main").write_text("abc")
-        for name, write in files.items(): write(top / "snapshots" / "abc" / name)
+        for name, write in files.items():
+            write(top / "snapshots" / "abc" / name)
 
     source = Path(names["large"].removeprefix("hf:"))
     copied = {
@@ -567,6 +658,7 @@ def test_what_a_library_has_cached_needs_no_network(names, tmp_path, monkeypatch
 def test_half_precision_checkpoints_are_read_in_full(names, tmp_path):
     import transformers
     from vat_nb.encoders.audio_backbones import load_audio_backbone
+
     transformers.AutoModel.from_pretrained(names["base"].removeprefix("hf:")).half().save_pretrained(tmp_path)
     transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
     assert {p.dtype for p in load_audio_backbone(f"hf:{tmp_path}").parameters()} == {torch.float32}
@@ -576,6 +668,7 @@ def test_a_checkpoint_with_holes_is_refused(names, tmp_path):
     import shutil
     from safetensors.torch import load_file, save_file
     from vat_nb.encoders.video_backbones import load_video_backbone
+
     shutil.copytree(names["vit"].removeprefix("hf:"), tmp_path / "vit")
     weights = load_file(tmp_path / "vit" / "model.safetensors")
     save_file(
@@ -591,6 +684,7 @@ def test_mixed_precision_and_dropped_frames(names):
     "Under bf16 the shapes and masks stay; a frame that is not real in the middle of a clip changes nothing."
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.encoders.video_backbones import load_video_backbone
+
     video, mask = (torch.rand(2, 7, 3, 32, 32) * 255).to(torch.uint8), torch.ones(2, 7, dtype=bool)
     mask[0, 3], mask[1, 5:] = False, False
     for name in ("vit", "mae"):
@@ -598,12 +692,14 @@ def test_mixed_precision_and_dropped_frames(names):
         other[~mask] = 7
         plain, real = eye(video, mask)
         assert torch.equal(eye(other, mask)[0], plain)
-        with torch.autocast("cpu", torch.bfloat16): rough, _ = eye(video, mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, _ = eye(video, mask)
         assert rough.dtype == torch.float32 and (rough - plain)[real].abs().max() < 0.2
     sound, audio_mask = torch.randn(2, 5000), torch.arange(5000) < torch.tensor([[5000], [3000]])
     for name in ("base", "large", "whisper"):
         ear = load_audio_backbone(names[name]).requires_grad_(False)
-        with torch.autocast("cpu", torch.bfloat16): rough, real = ear(sound, audio_mask)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough, real = ear(sound, audio_mask)
         assert (rough - ear(sound, audio_mask)[0])[real].abs().max() < 0.3
 
 
@@ -611,12 +707,14 @@ def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
     student = audio_encoder(names["large"])
     teacher = copy.deepcopy(copy.deepcopy(nn.ModuleList([student])))[0]
     student.to(torch.float64).to(torch.float32)
-    for k, p in student.backbone.named_parameters(): assert dict(teacher.backbone.named_parameters())[k] is p
+    for k, p in student.backbone.named_parameters():
+        assert dict(teacher.backbone.named_parameters())[k] is p
     assert teacher.state_dict().keys() == student.state_dict().keys()
 
 
 def test_exported_features_are_read_back(names, store, tmp_path):
     from vat_nb.encoders.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
+
     folder = cache_features(
         EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache"
     )

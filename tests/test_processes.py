@@ -1,4 +1,5 @@
 "Two real processes train as one would with the whole batch; their state is the same; stopped, they go on."
+
 import shutil
 import signal
 import subprocess
@@ -91,8 +92,16 @@ def command(folder, name, processes, size, accumulate=1, draws=0, repeat="repeat
     "What trains in a folder of its own."
     (folder / name).mkdir(exist_ok=True)
     (folder / "train.py").write_text(TRAIN)
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    return [sys.executable, *several, str(folder / "train.py"), str(folder / name), *map(str, (size, accumulate, draws, repeat, keys, spread))]
+    several = (
+        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
+    )
+    return [
+        sys.executable,
+        *several,
+        str(folder / "train.py"),
+        str(folder / name),
+        *map(str, (size, accumulate, draws, repeat, keys, spread)),
+    ]
 
 
 def ended(folder, name, processes):
@@ -118,11 +127,15 @@ def same(ours, theirs, eps):
     "Weights, teachers, queues, blends and thresholds, and the losses of every epoch."
     (tensors, rows), (others, other_rows) = ours, theirs
     assert set(tensors) == set(others)
-    loose = 100 * eps  # Adam divides by the size of the gradient, and rounding counts for more where it is next to nothing
-    for k, v in tensors.items(): torch.testing.assert_close(v, others[k], atol=loose, rtol=loose, msg=lambda m: f"{k}: {m}")
+    loose = (
+        100 * eps
+    )  # Adam divides by the size of the gradient, and rounding counts for more where it is next to nothing
+    for k, v in tensors.items():
+        torch.testing.assert_close(v, others[k], atol=loose, rtol=loose, msg=lambda m: f"{k}: {m}")
     for stage in rows:
         for row, other in zip(rows[stage], other_rows[stage], strict=True):
-            for k in set(row) - {"seconds", "clips_per_s"}: assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
+            for k in set(row) - {"seconds", "clips_per_s"}:
+                assert row[k] == pytest.approx(other[k], abs=eps, rel=eps, nan_ok=True), (stage, k)
 
 
 def test_two_processes_are_one_with_the_whole_batch(two, tmp_path):
@@ -149,10 +162,12 @@ def stop(folder, number):
     started, file = command(folder, "run", 2, 4), folder / "run/pre.safetensors"
     before = modified_ns(file)
     run = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while modified_ns(file) in (before, 0): time.sleep(0.01)
+    while modified_ns(file) in (before, 0):
+        time.sleep(0.01)
     workers = run.children(recursive=True)
     run.send_signal(number)
-    if number == signal.SIGKILL: [w.kill() for w in workers]
+    if number == signal.SIGKILL:
+        [w.kill() for w in workers]
     run.wait()
     psutil.wait_procs(workers, timeout=60)
     assert not (folder / "run/end0.safetensors").exists(), "it was stopped too late to test anything"
@@ -179,7 +194,11 @@ def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
     first, second = train(tmp_path, "run", 2, 4, spread="spread")
     same(first, second, 0)
     same(first, two, 1e-9)
-    saved = {k.removeprefix("objective."): v for k, v in load_tensors(tmp_path / "run/tune.safetensors")[0].items() if k.startswith("objective.")}
+    saved = {
+        k.removeprefix("objective."): v
+        for k, v in load_tensors(tmp_path / "run/tune.safetensors")[0].items()
+        if k.startswith("objective.")
+    }
     assert all(torch.equal(v, first[0][f"tune.{k}"]) for k, v in saved.items())
 
 

@@ -1,4 +1,5 @@
 "Shards on a server: only the bytes that are asked for, only one's own shards, the same batches, and what happens when the server goes."
+
 import http.server
 import json
 import re
@@ -10,6 +11,7 @@ import threading
 import pytest
 from conftest import write_noise
 
+
 class Handler(http.server.BaseHTTPRequestHandler):
     "Files of a folder, in part where part is asked for; notes what was asked. What follows /as/NAME/ is a path like any other."
 
@@ -20,23 +22,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if server.broken:
             server.broken -= 1
             return self.send_error(503)
-        try: raw = (server.folder / name).read_bytes()
-        except FileNotFoundError: return self.send_error(404)
+        try:
+            raw = (server.folder / name).read_bytes()
+        except FileNotFoundError:
+            return self.send_error(404)
         if asked and server.ranges:
             first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())
-            raw = raw[first:last + 1]
+            raw = raw[first : last + 1]
         self.send_response(206 if asked and server.ranges else 200)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
 
-    def log_message(self, *_): pass
+    def log_message(self, *_):
+        pass
 
 
 @pytest.fixture
 def server(written):
     found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.folder, found.asked, found.broken, found.ranges, found.address = written[1], [], 0, True, f"http://127.0.0.1:{found.server_port}"
+    found.folder, found.asked, found.broken, found.ranges, found.address = (
+        written[1],
+        [],
+        0,
+        True,
+        f"http://127.0.0.1:{found.server_port}",
+    )
     threading.Thread(target=found.serve_forever, daemon=True).start()
     yield found
     found.shutdown()
@@ -48,6 +59,7 @@ def written(tmp_path_factory):
     "A store of 24 clips, and its shards: six of training clips."
     from vat_nb.data.store import open_store
     from vat_nb.data.shards import write_shards
+
     folder = tmp_path_factory.mktemp("far")
     store = open_store(write_noise(folder / "store", 24))
     write_shards(store, folder / "shards", 3)
@@ -56,6 +68,7 @@ def written(tmp_path_factory):
 
 def test_only_the_bytes_of_a_clip_are_read(written, server):
     from vat_nb.data.store import open_store
+
     store, folder = written
     far = open_store(server.address)
     assert sorted(p for p, _ in server.asked) == ["/clips.csv", "/index.json", "/ledger.csv", "/settings.json"]
@@ -74,14 +87,17 @@ def test_batches_are_those_of_the_store(written, server, start):
     "Read by a worker process, which inherits or is sent a store that this process has read from before."
     from vat_nb.data.dataloader import make_loader
     from vat_nb.data.store import open_store
+
     store, far = written[0], open_store(server.address)
     far.media(far.usable()[0])
     there = make_loader(far, far.usable("train"), 6, 5, True, workers=1, seed=3)
     there.multiprocessing_context = start
     here = make_loader(store, store.usable("train"), 6, 5, True, seed=3)
     for epoch in range(2):
-        for loader in (here, there): loader.sampler.set_epoch(epoch)
-        for a, b in zip(here, there, strict=True): assert all(x.equal(y) for x, y in zip(a, b))
+        for loader in (here, there):
+            loader.sampler.set_epoch(epoch)
+        for a, b in zip(here, there, strict=True):
+            assert all(x.equal(y) for x, y in zip(a, b))
 
 
 READ = """
@@ -98,29 +114,47 @@ for clip, owner in zip(clips, parts(store, clips, processes)):
 
 def test_each_process_reads_its_own_shards_only(written, server):
     store, folder = written
-    runs = [subprocess.Popen([sys.executable, "-c", READ, server.address, str(rank), "2"], stdout=subprocess.PIPE, text=True) for rank in range(2)]
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", READ, server.address, str(rank), "2"], stdout=subprocess.PIPE, text=True
+        )
+        for rank in range(2)
+    ]
     seen = [{line.split()[0] for line in r.communicate()[0].splitlines()} for r in runs]
-    assert [r.returncode for r in runs] == [0, 0] and not seen[0] & seen[1] and seen[0] | seen[1] == {c.id for c in store.usable("train")} and len(seen[0]) == len(seen[1]) == 9
+    assert (
+        [r.returncode for r in runs] == [0, 0]
+        and not seen[0] & seen[1]
+        and seen[0] | seen[1] == {c.id for c in store.usable("train")}
+        and len(seen[0]) == len(seen[1]) == 9
+    )
     shards = [{p for p, part in server.asked if p.startswith(f"/as/{rank}/") and part} for rank in range(2)]
-    assert [len(s) for s in shards] == [3, 3] and not {p.split("/")[-1] for p in shards[0]} & {p.split("/")[-1] for p in shards[1]}
+    assert [len(s) for s in shards] == [3, 3] and not {p.split("/")[-1] for p in shards[0]} & {
+        p.split("/")[-1] for p in shards[1]
+    }
 
 
 def test_parts_are_even_and_follow_the_clips(written):
     from vat_nb.data.store import open_store
     from vat_nb.data.shards import parts
+
     far = open_store(written[1])
     clips = far.usable()
     for processes in (1, 2, 3, 4):
         owner = dict(zip([c.id for c in clips], parts(far, clips, processes)))
         counts = [list(owner.values()).count(p) for p in range(processes)]
         assert max(counts) - min(counts) <= 3 and sum(counts) == 24
-        assert all(len({owner[i] for i, (s, *_) in far.shards.members.items() if s == n}) == 1 for n in range(len(far.shards.files)))
+        assert all(
+            len({owner[i] for i, (s, *_) in far.shards.members.items() if s == n}) == 1
+            for n in range(len(far.shards.files))
+        )
         assert parts(far, clips[::-1], processes) == list(owner.values())[::-1]
-    with pytest.raises(ValueError, match="too few for 9 processes"): parts(far, clips, 9)
+    with pytest.raises(ValueError, match="too few for 9 processes"):
+        parts(far, clips, 9)
 
 
 def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(written, server, monkeypatch):
     import vat_nb.data.store as preprocess
+
     monkeypatch.setattr(preprocess, "PATIENCE", (0.01, 0.01))
     far = preprocess.open_store(server.address)
     clip = far.usable()[0]
@@ -128,14 +162,18 @@ def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(wr
     server.broken = 2
     assert far.media(clip).jpegs and len(server.asked) == 3
     server.ranges = False
-    with pytest.raises(OSError, match="the server must answer range requests"): far.media(clip)
+    with pytest.raises(OSError, match="the server must answer range requests"):
+        far.media(clip)
     server.ranges = True
-    with pytest.raises(FileNotFoundError, match="there is no .*is the address right"): far._replace(shards=far.shards._replace(files=["gone.tar"] * 9)).media(clip)
+    with pytest.raises(FileNotFoundError, match="there is no .*is the address right"):
+        far._replace(shards=far.shards._replace(files=["gone.tar"] * 9)).media(clip)
     server.broken = 10**9
-    with pytest.raises(OSError, match="cannot be read .*is the server there"): far.media(clip)
+    with pytest.raises(OSError, match="cannot be read .*is the server there"):
+        far.media(clip)
     server.shutdown()
     server.server_close()
-    with pytest.raises(OSError, match="cannot be read .*is the server there") as e: far.media(clip)
+    with pytest.raises(OSError, match="cannot be read .*is the server there") as e:
+        far.media(clip)
     assert "\n" not in str(e.value)
 
 
@@ -143,52 +181,82 @@ def test_an_index_from_elsewhere_leads_nowhere(written, server, tmp_path):
     import shutil
 
     from vat_nb.data.store import open_store
+
     server.folder = shutil.copytree(written[1], tmp_path / "served")
     index = json.loads((written[1] / "index.json").read_text())
     (tmp_path / "secret.tar").write_bytes(b"x" * 10**6)
-    wrong = [index | dict(shards=[name, *index["shards"][1:]]) for name in ("../secret.tar", "/etc/passwd", "a.tar?b", "file::x.tar")]
-    wrong += [index | dict(members=index["members"] | {"clip01": at}) for at in ([99, 0, 5], [0, -9, 5], [0, 0, 10**15], [0, 0, 0], 7)]
+    wrong = [
+        index | dict(shards=[name, *index["shards"][1:]])
+        for name in ("../secret.tar", "/etc/passwd", "a.tar?b", "file::x.tar")
+    ]
+    wrong += [
+        index | dict(members=index["members"] | {"clip01": at})
+        for at in ([99, 0, 5], [0, -9, 5], [0, 0, 10**15], [0, 0, 0], 7)
+    ]
     for text in (*map(json.dumps, wrong), "[]", '{"a":' * 100_000):
         (server.folder / "index.json").write_text(text)
         server.asked.clear()
-        with pytest.raises(ValueError, match="index.json"): open_store(server.address)
-        with pytest.raises(ValueError, match="index.json"): open_store(server.folder)
+        with pytest.raises(ValueError, match="index.json"):
+            open_store(server.address)
+        with pytest.raises(ValueError, match="index.json"):
+            open_store(server.folder)
         assert len(server.asked) == 4 and not [p for p, _ in server.asked if "secret" in p]
-    (server.folder / "index.json").write_text(json.dumps(index | dict(members={k: v for k, v in index["members"].items() if k != "clip07"})))
-    with pytest.raises(ValueError, match="lack 1 of its clips, such as clip07"): open_store(server.address)
+    (server.folder / "index.json").write_text(
+        json.dumps(index | dict(members={k: v for k, v in index["members"].items() if k != "clip07"}))
+    )
+    with pytest.raises(ValueError, match="lack 1 of its clips, such as clip07"):
+        open_store(server.address)
 
 
 def test_a_writing_that_was_cut_off_goes_on(written, tmp_path, monkeypatch):
     import vat_nb.data.shards as shards
     from vat_nb.data.store import open_store
+
     store, left = written[0], [3]
+
     def full(path, raw, real=shards.write_atomically):
         left[0] -= 1
-        if left[0] < 0: raise OSError(28, "No space left on device")
+        if left[0] < 0:
+            raise OSError(28, "No space left on device")
         real(path, raw)
+
     with monkeypatch.context() as m:
         m.setattr(shards, "write_atomically", full)
-        with pytest.raises(OSError): shards.write_shards(store, tmp_path / "s", 3)
+        with pytest.raises(OSError):
+            shards.write_shards(store, tmp_path / "s", 3)
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.tar")}
     assert len(done) == 3 and not (tmp_path / "s/index.json").exists()
     (tmp_path / "s" / sorted(p.name for p in done)[0]).write_bytes(b"half a tar file")
     found = shards.write_shards(store, tmp_path / "s", 3)
-    assert sum(p.stat().st_mtime_ns != t for p, t in done.items()) == 1, "a finished shard was written again, or a broken one was not"
-    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == {p.name: p.read_bytes() for p in written[1].iterdir()}
-    assert [found.raw(c) for c in found.usable()] == [store.raw(c) for c in store.usable()] and open_store(tmp_path / "s").shards == found.shards
+    assert sum(p.stat().st_mtime_ns != t for p, t in done.items()) == 1, (
+        "a finished shard was written again, or a broken one was not"
+    )
+    assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == {
+        p.name: p.read_bytes() for p in written[1].iterdir()
+    }
+    assert [found.raw(c) for c in found.usable()] == [store.raw(c) for c in store.usable()] and open_store(
+        tmp_path / "s"
+    ).shards == found.shards
 
 
 def test_others_read_the_shards(written):
     "tarfile, and the webdataset package where it is installed: each clip with what is known of it."
     from vat_nb.data.store import decode_clip
+
     store, folder = written
     found = {}
     for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar: found |= {m.name: tar.extractfile(m).read() for m in tar}
+        with tarfile.open(path) as tar:
+            found |= {m.name: tar.extractfile(m).read() for m in tar}
     assert len(found) == 48 and all(found[f"{c.id}.safetensors"] == store.raw(c) for c in store.usable())
     clip = store.usable("train")[0]
-    assert {k: v for k, v in json.loads(found[f"{clip.id}.json"]).items() if k != "made"} == dict(id=clip.id, split="train", emotion=clip.emotion, targets=[0.5], speaker=clip.speaker, duration=1.0)
+    assert {k: v for k, v in json.loads(found[f"{clip.id}.json"]).items() if k != "made"} == dict(
+        id=clip.id, split="train", emotion=clip.emotion, targets=[0.5], speaker=clip.speaker, duration=1.0
+    )
     wds = pytest.importorskip("webdataset", reason='webdataset is not installed: pip install "vat_nb[dev]"')
     samples = list(wds.WebDataset([str(p) for p in sorted(folder.glob("train-*.tar"))], shardshuffle=False))
     assert {s["__key__"] for s in samples} == {c.id for c in store.usable("train")}
-    for s in samples: assert json.loads(s["json"])["id"] == s["__key__"] and len(decode_clip(s["safetensors"], s["__key__"]).jpegs) == 10
+    for s in samples:
+        assert (
+            json.loads(s["json"])["id"] == s["__key__"] and len(decode_clip(s["safetensors"], s["__key__"]).jpegs) == 10
+        )

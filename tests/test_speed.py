@@ -1,4 +1,5 @@
 "A step of training computes what the plain way computes, with few operations and without waiting; the recipe values that trade time for memory change no number."
+
 import json
 
 import pytest
@@ -27,12 +28,14 @@ def benchmark():
     names = {}
     exec("from vat_nb.all import *\nimport copy, numpy as np, time\nfrom unittest import mock", names)
     for cell in json.loads((PROJECT / "nbs/benchmark.ipynb").read_text())["cells"]:
-        if "reference" in cell["metadata"].get("tags", []): exec("".join(cell["source"]), names)
+        if "reference" in cell["metadata"].get("tags", []):
+            exec("".join(cell["source"]), names)
     return names
 
 
 @pytest.fixture(scope="module")
-def accelerator(): return make_accelerator("cpu")
+def accelerator():
+    return make_accelerator("cpu")
 
 
 @pytest.mark.parametrize("dtype, most", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
@@ -46,11 +49,19 @@ def test_a_step_has_few_operations_and_does_not_wait(benchmark, accelerator):
     small = benchmark["SETTINGS"]["small"]
     objective, batch = benchmark["build"](**small), benchmark["random_clips"](**small)
     optimizer, plain = benchmark["make_optimizer"](objective), benchmark["plain_optimizer"](objective)
-    steps = lambda n: benchmark["counted"](lambda: benchmark["our_steps"](objective, optimizer, [batch] * n, accelerator))
+    steps = lambda n: benchmark["counted"](
+        lambda: benchmark["our_steps"](objective, optimizer, [batch] * n, accelerator)
+    )
     benchmark["literal_step"](objective, plain, batch, benchmark["CONFIG"], 1e-4)
-    one, three, literal = steps(1), steps(3), benchmark["counted"](lambda: benchmark["literal_step"](objective, plain, batch, benchmark["CONFIG"], 1e-4))
+    one, three, literal = (
+        steps(1),
+        steps(3),
+        benchmark["counted"](lambda: benchmark["literal_step"](objective, plain, batch, benchmark["CONFIG"], 1e-4)),
+    )
     ours = {k: (three[k] - one[k]) / 2 for k in one}
-    assert ours["synchronisations"] <= 2, "between two steps the host looks at the masks of a batch, and whether its gradient is finite, and at nothing else"
+    assert ours["synchronisations"] <= 2, (
+        "between two steps the host looks at the masks of a batch, and whether its gradient is finite, and at nothing else"
+    )
     assert ours["operations"] < OPERATIONS and ours["operations"] < literal["operations"] / 2
     assert literal["synchronisations"] >= 2 * small["batch"]  # the count sees what waits
 
@@ -58,10 +69,15 @@ def test_a_step_has_few_operations_and_does_not_wait(benchmark, accelerator):
 def test_dropped_patches_leave_the_sequence():
     torch.manual_seed(0)
     encoder = VideoEncoder(32, 10.0, dim=16, heads=2, layers=1).eval()
-    video, video_mask = torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8), lengths_mask(torch.tensor([8, 4, 0]), 8)
+    video, video_mask = (
+        torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8),
+        lengths_mask(torch.tensor([8, 4, 0]), 8),
+    )
+
     def tokens(video, drop):
         torch.manual_seed(1)
         return encoder(video, video_mask, drop)
+
     whole, few = tokens(video, 0.0), tokens(video, 0.75)
     assert whole.hidden.shape[1] == 1 + 16 and few.hidden.shape[1] == 1 + 4
     assert few.mask.sum(1).tolist() == [1 + 4, 1 + 2, 1]  # the same share of each clip's own patches
@@ -75,12 +91,14 @@ def test_recomputing_changes_no_gradient(benchmark):
     torch.manual_seed(0)
     objective = Pretrain(build_vat(ModelConfig("tiny", 32, 10.0, 6, 1)), queue_size=8)
     batch = benchmark["random_clips"](frames=4, side=32, seconds=1, batch=3)
+
     def gradients():
         torch.manual_seed(1)
         objective.single_step(batch, alpha=0.4).loss.backward()
         found = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
         objective.zero_grad()
         return found
+
     plain = gradients()
     configure_blocks(objective, gradient_checkpointing=True)
     again = gradients()
@@ -89,14 +107,22 @@ def test_recomputing_changes_no_gradient(benchmark):
 
 def test_compiling_changes_neither_numbers_nor_names():
     torch.manual_seed(0)
-    model, x, mask = nn.ModuleList([TransformerEncoder(16, 2, 2), Fusion(16, 2, 2, 16)]), torch.randn(2, 6, 16), lengths_mask(torch.tensor([6, 4]), 6)
+    model, x, mask = (
+        nn.ModuleList([TransformerEncoder(16, 2, 2), Fusion(16, 2, 2, 16)]),
+        torch.randn(2, 6, 16),
+        lengths_mask(torch.tensor([6, 4]), 6),
+    )
+
     def said(model):
         tokens = model[0](x, mask)
         return model[1](tokens, tokens).cls
+
     plain, names = said(model), list(model.state_dict())
     configure_blocks(model, gradient_checkpointing=True, backend="eager")
     for compiled in (model, make_teacher(model)):  # a copy is compiled, too
         torch.testing.assert_close(said(compiled), plain)
-        assert list(compiled.state_dict()) == names and all(b._compiled_call_impl is not None for part in compiled for b in part.blocks)
+        assert list(compiled.state_dict()) == names and all(
+            b._compiled_call_impl is not None for part in compiled for b in part.blocks
+        )
     said(model).sum().backward()
     assert model[0].cls.grad.isfinite().all()
