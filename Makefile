@@ -14,7 +14,7 @@ P ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # the executed notebook lies beside its results, in the folder that P names (-p output_dir FOLDER, in quotes where it has blanks), if it names one
-OUT := $(shell set -- $(P); out='runs/$(DATASET)'; while [ $$# -gt 2 ]; do [ "$$1 $$2" = '-p out' ] && out=$$3; shift; done; printf %s "$$out")
+OUT := $(shell set -- $(P); out='runs/$(DATASET)'; while [ $$# -gt 2 ]; do [ "$$1 $$2" = '-p output_dir' ] && out=$$3; shift; done; printf %s "$$out")
 
 .PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export readme figures clean
 

@@ -198,14 +198,13 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
 
 def test_one_line_predicts(small_release, tmp_path):
     import torch
-    from vat_nb.runs.recognizer import MODEL_KEYS, Recognizer
+    from vat_nb.runs.recognizer import Recognizer
     from vat_nb.sizes import ModelConfig, build_vat
     from vat_nb.data.datasets import MER23
+    from vat_nb.training.config import Recipe
 
     torch.manual_seed(0)
-    recipe = dict.fromkeys(MODEL_KEYS) | dict(
-        size="tiny", image=64, fps=10.0, frames=20, quality=90, against_speaker=False, tune="frozen"
-    )
+    recipe = Recipe(model_size="tiny", image_size=64, fps=10.0, num_frames=20, face_detector=None)
     Recognizer(build_vat(ModelConfig("tiny", 64, 10.0, 6, 1)), MER23, recipe).save_pretrained(
         tmp_path / "runs/mine/checkpoint"
     )

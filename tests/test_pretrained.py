@@ -168,11 +168,10 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     "With video_grid a recipe reads places: another cache, four tokens a moment, and attention over them."
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import new_model
-    from vat_nb.encoders.inputs import build_loader, check_encoders, layouts, prepare_features
+    from vat_nb.encoders.inputs import build_loader, layouts, prepare_features
     from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
 
     recipe = recipe_of(names, store, video_grid=2)
-    check_encoders(recipe)
     whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
     assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
     assert layouts(store, recipe)["video"].grid == 2
@@ -181,9 +180,8 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
-            check_encoders(
-                recipe.replace(video_grid=wrong)
-                | (dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {})
+            recipe.replace(
+                video_grid=wrong, **(dict(video_encoder=None, linear_probe=False, dataset="demo") if wrong else {})
             )
 
 
@@ -295,7 +293,7 @@ def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
 
 
 def test_two_processes_write_what_one_does(names, store, tmp_path):
-    from vat_nb import feature_cache
+    from vat_nb.encoders import feature_cache
     from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features
 
     spec, clips = EncoderSpec("audio", names["whisper"], rate=12.5), store.usable()
@@ -310,7 +308,7 @@ def test_two_processes_write_what_one_does(names, store, tmp_path):
 
 def test_no_room_no_start(names, store, tmp_path, monkeypatch):
     from collections import namedtuple
-    from vat_nb import feature_cache
+    from vat_nb.encoders import feature_cache
     from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
 
     monkeypatch.setattr(
@@ -413,7 +411,7 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
     recipe = recipe_of(names, store)
     for stream in ("vit", "whisper"):
         shutil.copytree(names[stream].removeprefix("hf:"), tmp_path / "here" / stream)
-    recipe |= dict(video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/whisper")
+    recipe = recipe.replace(video_encoder=f"hf:{tmp_path}/here/vit", audio_encoder=f"hf:{tmp_path}/here/whisper")
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable())
     Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
@@ -449,7 +447,7 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
         store,
         video_encoder=f"hf:{tmp_path}/here/vit",
         audio_encoder=f"hf:{tmp_path}/here/large",
-        tune=tune,
+        encoder_tuning=tune,
         cache_features=False,
     )
     model = new_model(recipe, store, store.usable())
@@ -482,21 +480,20 @@ def test_features_that_others_computed(names, store, tmp_path):
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import new_model
     from vat_nb.evaluation.predictions import predict
-    from vat_nb.encoders.inputs import build_loader, can_corrupt, check_encoders, prepare_features
+    from vat_nb.encoders.inputs import build_loader, can_corrupt, prepare_features
     from vat_nb.runs.recognizer import Recognizer
 
     rng = np.random.default_rng(0)
     for c in store.usable():
         np.save(tmp_path / f"{c.id}.npy", rng.normal(size=(30, 7)).astype("f"))
     recipe = recipe_of(names, store, audio_encoder=f"features:{tmp_path}")
-    check_encoders(recipe)
     prepare_features(store, recipe)
     model = new_model(recipe, store, store.usable())
     assert len(predict(model, build_loader(store, store.usable(), recipe)).clips) == 6 and not can_corrupt(recipe)
     with pytest.raises(ValueError, match="somebody else computed .* reads no videos"):
         Recognizer(model, store.task, recipe).look(store)
     with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"):
-        check_encoders(recipe.replace(video_encoder=None))
+        recipe.replace(video_encoder=None)
     (tmp_path / f"{store.usable()[2].id}.npy").unlink()
     with pytest.raises(ValueError, match="another digest"):
         prepare_features(store, recipe)
@@ -561,7 +558,7 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
 
     clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
     bare = store._replace(clips=clips)
-    recipe = recipe_of(names, store, stage="pretrain", valid=0.34)
+    recipe = recipe_of(names, store, stage="pretrain", valid_fraction=0.34)
     split = split_clips(bare, recipe)
     assert (
         [c.id for c in split.held] == sorted(c.id for c in clips)[-2:]
@@ -578,16 +575,15 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
 def test_named_pairs_say_what_they_need():
     "Without a network and without the files: one sentence, with the way out. Every pair says its size and licence."
     from vat_nb.training.config import encoder_pairs, read_recipe
-    from vat_nb.encoders.inputs import reads_features
 
     pairs = encoder_pairs(PROJECT / "settings.ini")
     assert {"small", "chinese", "multilingual"} <= set(pairs)
     for name, said in pairs.items():
         assert said["megabytes"] > 0 and said["licence"] and said["audio_encoder"] and said["video_encoder"], name
-        assert reads_features(read_recipe("mer23", encoders=name))
+        assert read_recipe("mer23", encoders=name).reads_features
     for dataset in ("mer23", "cheavd2", "muse_mimic", "manifest"):
-        assert reads_features(read_recipe(dataset)) and not reads_features(read_recipe(dataset, encoders="none"))
-    assert not reads_features(read_recipe("demo"))
+        assert read_recipe(dataset).reads_features and not read_recipe(dataset, encoders="none").reads_features
+    assert not read_recipe("demo").reads_features
 
 
 def test_without_a_network_it_says_so_at_once():

@@ -103,11 +103,11 @@ def test_batches_are_those_of_the_store(written, server, start):
 READ = """
 import sys
 from vat_nb.data.store import open_store
-from vat_nb.data.shards import parts
+from vat_nb.data.dataloader import assign_shards
 address, rank, processes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 store = open_store(f"{address}/as/{rank}")
 clips = store.usable("train")
-for clip, owner in zip(clips, parts(store, clips, processes)):
+for clip, owner in zip(clips, assign_shards(store, clips, processes)):
     if owner == rank: print(clip.id, len(store.media(clip).jpegs))
 """
 
@@ -135,21 +135,21 @@ def test_each_process_reads_its_own_shards_only(written, server):
 
 def test_parts_are_even_and_follow_the_clips(written):
     from vat_nb.data.store import open_store
-    from vat_nb.data.shards import parts
+    from vat_nb.data.dataloader import assign_shards
 
     far = open_store(written[1])
     clips = far.usable()
     for processes in (1, 2, 3, 4):
-        owner = dict(zip([c.id for c in clips], parts(far, clips, processes)))
+        owner = dict(zip([c.id for c in clips], assign_shards(far, clips, processes)))
         counts = [list(owner.values()).count(p) for p in range(processes)]
         assert max(counts) - min(counts) <= 3 and sum(counts) == 24
         assert all(
             len({owner[i] for i, (s, *_) in far.shards.members.items() if s == n}) == 1
             for n in range(len(far.shards.files))
         )
-        assert parts(far, clips[::-1], processes) == list(owner.values())[::-1]
+        assert assign_shards(far, clips[::-1], processes) == list(owner.values())[::-1]
     with pytest.raises(ValueError, match="too few for 9 processes"):
-        parts(far, clips, 9)
+        assign_shards(far, clips, 9)
 
 
 def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(written, server, monkeypatch):

@@ -74,21 +74,21 @@ def train(folder, out):
             dict(
                 dataset="manifest",
                 encoders="none",
-                root=str(folder),
-                store=str(out / "store"),
-                out=str(out),
-                size="mini",
+                data_dir=str(folder),
+                store_dir=str(out / "store"),
+                output_dir=str(out),
+                model_size="mini",
                 fps=10.0,
-                image=48,
-                frames=8,
-                faces="none",
+                image_size=48,
+                num_frames=8,
+                face_detector="none",
                 pretrain_epochs=1,
                 epochs=2,
                 batch_size=4,
-                valid=0.34,
+                valid_fraction=0.34,
                 device="cpu",
                 augment_image=0.0,
-                queue=8,
+                queue_size=8,
             )
         )
     )
@@ -325,21 +325,9 @@ def test_predict(clips, tmp_path, monkeypatch, capsys):
     from vat_nb.sizes import ModelConfig, build_vat
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.data.datasets import Task
+    from vat_nb.training.config import Recipe
 
-    recipe = dict(
-        size="mini",
-        image=48,
-        fps=10.0,
-        frames=8,
-        quality=90,
-        faces=None,
-        against_speaker=False,
-        video_encoder=None,
-        audio_encoder=None,
-        tune="frozen",
-        tubelet=None,
-        pooled=None,
-    )
+    recipe = Recipe(model_size="mini", image_size=48, fps=10.0, num_frames=8, face_detector=None)
     model = Recognizer(build_vat(ModelConfig("mini", 48, 10.0, 3, 0)), Task(CLASSES), recipe)
     assert len(model.predict(clips / "c")) == 18 and set(model.predict(str(clips / "c"))["status"]) == {"ok"}
     assert len(model.predict(str(clips / "c/happy_*.mp4"))) == 6

@@ -249,25 +249,13 @@ def saved(model, tmp_path):
     "Writes a model's file with other words or tensors, its digest right, as somebody who knows the format would."
     from dataclasses import asdict
 
-    from vat_nb.training.checkpoint import save_tensors
     from vat_nb.data.datasets import MER23
+    from vat_nb.training.checkpoint import save_tensors
+    from vat_nb.training.config import Recipe
 
     def save_as(recipe={}, tensors={}, **about):
-        recipe = (
-            dict(
-                size="tiny",
-                image=64,
-                fps=10.0,
-                frames=20,
-                quality=90,
-                faces=None,
-                against_speaker=False,
-                video_encoder=None,
-                audio_encoder=None,
-                tune="frozen",
-            )
-            | recipe
-        )
+        small = Recipe(model_size="tiny", image_size=64, fps=10.0, num_frames=20, face_detector=None)
+        recipe = small.model_part() | recipe
         save_tensors(
             tmp_path / "model.safetensors",
             model.state_dict() | tensors,
@@ -282,28 +270,29 @@ def test_a_model_is_loaded_whatever_its_config_json_says(saved):
     from vat_nb.runs.recognizer import Recognizer
 
     folder = saved()
-    for text in ("[]", DEEP, '{"task": 7, "recipe": {"image": 1000000000}}'):
+    for text in ("[]", DEEP, '{"task": 7, "recipe": {"image_size": 1000000000}}'):
         (folder / "config.json").write_text(text)
-        assert Recognizer.from_pretrained(folder).recipe["image"] == 64
+        assert Recognizer.from_pretrained(folder).recipe.image_size == 64
 
 
 @pytest.mark.parametrize(
     "recipe, says",
     [
-        (dict(image=10**9), "image cannot be 1000000000"),
-        (dict(image="big"), "image needs a value like 160"),
-        (dict(image=None), "image cannot be None"),
-        (dict(image=0), "image cannot be 0"),
+        (dict(image_size=10**9), "image_size cannot be 1000000000"),
+        (dict(image_size="big"), "image_size needs a value like 160"),
+        (dict(image_size=None), "image_size needs a value like 160"),
+        (dict(image_size=0), "image_size cannot be 0"),
         (dict(fps=1e300), "fps cannot be 1e+300"),
         (dict(fps=-1.0), "fps must not be negative"),
-        (dict(frames=10**15), "frames cannot be"),
-        (dict(size="gigantic"), "size cannot be 'gigantic'"),
-        (dict(size=["tiny"]), "size needs a value like"),
-        (dict(tune="hard"), "tune cannot be 'hard'"),
-        (dict(video_encoder=["hf:x"]), "video_encoder cannot be"),
-        (dict(faces=3), "faces cannot be 3"),
+        (dict(num_frames=10**15), "num_frames cannot be"),
+        (dict(model_size="gigantic"), "model_size cannot be 'gigantic'"),
+        (dict(model_size=["tiny"]), "model_size cannot be ['tiny']"),
+        (dict(encoder_tuning="hard"), "encoder_tuning cannot be 'hard'"),
+        (dict(video_encoder=["hf:x"]), "video_encoder needs"),
+        (dict(face_detector=3), "face_detector needs"),
         (dict(tubelet=10**9), "tubelet cannot be 1000000000"),
-        (dict(tubelet="two"), "tubelet cannot be 'two'"),
+        (dict(tubelet="two"), "tubelet needs"),
+        (dict(size="tiny"), "of an older version"),
     ],
 )
 def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
@@ -384,9 +373,9 @@ def test_a_run_whose_description_cannot_be(run):
         ("{}", "describes no run"),
         (json.dumps(about | dict(kept=["../../secret"])), "names the clip '../../secret'"),
         (json.dumps(about | dict(kept=[["a"]])), "describes no run"),
-        (other(store=7), "describes no run"),
-        (other(image=10**9), "image cannot be 1000000000"),
-        (other(store="https://example.org/shards"), None),
+        (other(store_dir=7), "store_dir needs a value like"),
+        (other(image_size=10**9), "image_size cannot be 1000000000"),
+        (other(store_dir="https://example.org/shards"), None),
     ):
         (run / "run.json").write_text(wrong)
         if says is None:
@@ -414,7 +403,7 @@ def test_a_run_whose_snapshots_or_clips_lead_elsewhere(run, tmp_path):
     for change_, said in (
         (dict(), dict(student=7)),
         (dict(), dict(someone=dict(temperature=1.0))),
-        ({"student v": torch.zeros(3, 5)}, about),
+        ({"student video_embed": torch.zeros(3, 5)}, about),
         ({"student own": torch.full((2,), torch.nan)}, about),
     ):
         save_tensors(path, tensors | change_, said)
