@@ -1,4 +1,4 @@
-"Pictures of these pages that no notebook draws: what an alignment matrix can look like. `make figures` calls this file."
+"Pictures that no notebook draws, for `make figures`: what an alignment matrix can look like."
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from vat_nb.data.dataloader import make_loader
 from vat_nb.evaluation.metrics import retrieval_recall
 from vat_nb.data.store import open_store
 from vat_nb.runs.recognizer import Recognizer
-from vat_nb.data.datasets import MER23, Task
+from vat_nb.data.validation import MER23, Task
 from vat_nb.plotting import save_figure, set_style
 from vat_nb.data.demo_data import people_seen
 from vat_nb.training.checkpoint import load_weights
@@ -76,7 +76,7 @@ def explained(sim, groups):  # [N, N] cosines, [N] what each clip belongs to
 
 
 def plot_by_person(run, store):  # a run of the demo, its store
-    "The alignment matrix of the demo's first test split after pretraining: once by emotion, once by who is seen and heard."
+    "The alignment matrix of the demo's first test split after pretraining: by emotion, and by who is seen and heard."
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
     p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16))

@@ -1,4 +1,4 @@
-"What mkdocs adds to the pages of docs/ (it calls `on_config` and `on_files`): every notebook as a page, the reference of every module, the recipes; and the order of all."
+"What mkdocs (by `on_config` and `on_files`) adds to docs/: notebooks, the reference, recipes, and the order of all."
 
 import ast
 import base64
@@ -85,9 +85,10 @@ def places(text):
 
 
 def fence(code, language="python", title="", found=True):
-    "A block of code; longer ticks than any inside. The search need not find what the reference has: a small index opens quickly."
+    "A block of code, its ticks longer than any inside; what is not `found` stays out of the search, for a small index."
     ticks, title = "`" * max([3, *(len(t) + 1 for t in re.findall(r"`+", code))]), f' title="{title}"' if title else ""
-    return f"{ticks}{language if found else f'{{.{language}{title} data-search-exclude}}'}{title if found else ''}\n{code.rstrip()}\n{ticks}\n"
+    kind = f"{language}{title}" if found else f"{{.{language}{title} data-search-exclude}}"
+    return f"{ticks}{kind}\n{code.rstrip()}\n{ticks}\n"
 
 
 def file_of(module):
@@ -148,14 +149,16 @@ def notebooks_index(figures):
     row = lambda n: f"| {n.split('_')[0] if n[0].isdigit() else ''} | [{head(n)[0]}]({n}.md) | {places(head(n)[1])} |"
     table = lambda names: "\n".join(["| | notebook | what it tells |", "|---|---|---|", *map(row, names)])
     cards = [
-        f'<a class="card" href="{n}.html"><img src="../{f}" alt="" loading="lazy"><span>{html.escape(head(n)[0])}</span></a>'
+        f'<a class="card" href="{n}.html"><img src="../{f}" alt="" loading="lazy">'
+        f"<span>{html.escape(head(n)[0])}</span></a>"
         for n, f in figures.items()
         if f
     ]
     MADE["notebooks/index.md"] = "\n\n".join(
         [
             "# Notebooks",
-            "Each idea has a notebook: a little code, why it is so, a figure, a check. The numbers are the reading order; a notebook uses only those before it. "
+            "Each idea has a notebook: a little code, why it is so, a figure, a check. "
+            "The numbers are the reading order; a notebook uses only those before it. "
             "`make lab` opens them in JupyterLab.",
             f'<div class="cards">{"".join(cards)}</div>',
             "## To run {#run}",
@@ -277,7 +280,8 @@ def reference_index():
         [
             "# Reference",
             "",
-            "One page per module, made from the docstrings and from the comment beside each parameter. `from vat_nb.all import *` brings every name; "
+            "One page per module, made from the docstrings and from the comment beside each parameter. "
+            "`from vat_nb.all import *` brings every name; "
             "what can be passed with `-p` is under [settings](settings.md).",
             "",
             "| module | what it holds |",
@@ -293,7 +297,8 @@ def settings_page():
 
     out = [
         "# Settings",
-        "Every setting is a field of `vat_nb.training.config.Recipe`. `settings.ini` says for each dataset what differs, and a notebook takes any of "
+        "Every setting is a field of `vat_nb.training.config.Recipe`. "
+        "`settings.ini` says for each dataset what differs, and a notebook takes any of "
         "them: `-p epochs 40`. This page is made from both.",
         "## All settings {#values}",
     ]
@@ -304,7 +309,9 @@ def settings_page():
             default = f.default if f.default is not dataclasses.MISSING else f.default_factory()
             kind = inspect.formatannotation(f.type).replace("typing.", "").replace("|", "&#124;")
             rows.append(
-                f'| <span id="{name}">`{name}`</span> | `{default}` | {html.escape(kind, quote=False)} | {html.escape(f.metadata["help"], quote=False).replace("|", "&#124;")} |'
+                f'| <span id="{name}">`{name}`</span> | `{default}` '
+                f"| {html.escape(kind, quote=False)} "
+                f'| {html.escape(f.metadata["help"], quote=False).replace("|", "&#124;")} |'
             )
         out += [
             f"### {group.__doc__.rstrip('.')}",

@@ -1,4 +1,4 @@
-"A notebook in JupyterLab in a real browser: opened with parameters, run, its controls moved, its pictures seen to change."
+"A notebook in JupyterLab in a real browser: opened with parameters, run, controls moved, pictures seen to change."
 
 import json
 import os
@@ -18,9 +18,11 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 ARTEFACTS = PROJECT / "artefacts"  # screenshots to look at
 FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync"
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
 ).split()
-LARGE = "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}"  # files of up to a gigabyte can be sent, as in `make lab`
+# files of up to a gigabyte can be sent, as in `make lab`
+LARGE = "--ServerApp.tornado_settings={'websocket_max_message_size': 1073741824}"
 PICTURES = ".jp-OutputArea img, .jupyter-widgets img"
 QUIET = (
     "favicon",
@@ -68,7 +70,10 @@ def jupyterlab(root, **environment):
         | dict(PYTHONPATH=str(PROJECT), OMP_NUM_THREADS="1", IPYTHONDIR=str(home / "ipython"))
         | environment
     )
-    command = f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 --IdentityProvider.token={token} --expose-app-in-browser".split()
+    command = (
+        f"--no-browser --allow-root --ip=127.0.0.1 --port={port} --ServerApp.port_retries=0 "
+        f"--IdentityProvider.token={token} --expose-app-in-browser"
+    ).split()
     command += [
         "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
         "--LabApp.news_url=None",
@@ -121,7 +126,8 @@ class Notebook:
             context.iopubMessage.connect((_, m) => {
                 window.heard = performance.now();
                 if (m.header.msg_type === 'error') window.faults.push(m.content.traceback.join('\\n'));
-                if (m.header.msg_type === 'stream' && /Traceback|Exception/.test(m.content.text)) window.faults.push(m.content.text);
+                if (m.header.msg_type === 'stream' && /Traceback|Exception/.test(m.content.text))
+                    window.faults.push(m.content.text);
             });
             window.jupyterapp.commands.execute('notebook:run-all-cells').then(() => { window.ran = true; });
         }""")
@@ -140,7 +146,8 @@ class Notebook:
         "Wait until the kernel has nothing to do and has been quiet for 0.3 s."
         self.page.evaluate("window.heard = performance.now()")
         self.page.wait_for_function(
-            "performance.now() - window.heard > 300 && window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'",
+            "performance.now() - window.heard > 300 && "
+            "window.jupyterapp.shell.currentWidget.sessionContext.session?.kernel?.status === 'idle'",
             timeout=1000 * timeout,
         )
         return self
@@ -158,7 +165,8 @@ class Notebook:
     def not_run(self):
         "Code cells that did not run, by their first line."
         return self.page.evaluate("""() => window.jupyterapp.shell.currentWidget.content.model.sharedModel.cells
-            .filter(c => c.cell_type === 'code' && c.source.trim() && c.execution_count === null).map(c => c.source.split('\\n')[0])""")
+            .filter(c => c.cell_type === 'code' && c.source.trim() && c.execution_count === null)
+            .map(c => c.source.split('\\n')[0])""")
 
     # --- looking
     def text(self):
@@ -179,7 +187,11 @@ class Notebook:
 
     def wait_change(self, before, selector=PICTURES, timeout=60):
         "Wait until the pictures' `src` are not those of `before`, which `sources` gave."
-        other = "([selector, before]) => { const now = [...document.querySelectorAll(selector)].filter(n => n.naturalWidth).map(n => n.src); return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
+        other = (
+            "([selector, before]) => { "
+            "const now = [...document.querySelectorAll(selector)].filter(n => n.naturalWidth).map(n => n.src); "
+            "return now.length && JSON.stringify(now) !== JSON.stringify(before); }"
+        )
         self.page.wait_for_function(other, arg=[selector, before], timeout=1000 * timeout)
 
     @contextmanager
@@ -203,7 +215,8 @@ class Notebook:
         self.page.wait_for_timeout(300)
         self.page.evaluate("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(n => n.scrollTop = 0)")
         bottom = self.page.evaluate(
-            "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')].map(n => n.getBoundingClientRect().bottom))"
+            "Math.max(...[...document.querySelectorAll('.jp-Notebook .jp-Cell')]"
+            ".map(n => n.getBoundingClientRect().bottom))"
         )
         self.page.set_viewport_size(size | dict(height=min(max(round(bottom) + 60, size["height"]), most)))
         self.page.wait_for_timeout(300)

@@ -29,7 +29,7 @@ def write_noise(folder, clips):
     from vat_nb.types import Clip
     from vat_nb.data.decoding import Media
     from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
-    from vat_nb.data.datasets import MER23
+    from vat_nb.data.validation import MER23
 
     rng, row = (
         np.random.default_rng(0),
@@ -120,7 +120,7 @@ def demo_run(small_release, tmp_path_factory):
             batch_size=8,
             pretrain_epochs=2,
             epochs=2,
-            keep_clips=12,
+            snapshot_clips=12,
         )
         command = [sys.executable, "-m", "papermill", "nbs/train.ipynb", folder / "train.ipynb", "--kernel", "python3"]
         subprocess.run(

@@ -7,12 +7,17 @@ CELLS = """a = 1
 ---
 import matplotlib.pyplot as plt, ipywidgets as w, io
 from IPython.display import display, Image
-slider, menu = w.IntSlider(a, 0, 9, description="height", continuous_update=False), w.Dropdown(options=["red", "blue"], description="colour")
+slider = w.IntSlider(a, 0, 9, description="height", continuous_update=False)
+menu = w.Dropdown(options=["red", "blue"], description="colour")
 box, said, upload = w.Checkbox(False, description="grid"), w.Label(), w.FileUpload()
 def draw(height, colour, grid):
     plt.figure(figsize=(2, 1)); plt.plot([0, height], color=colour); plt.grid(grid); plt.show()
-display(w.VBox([slider, menu, box, w.interactive_output(draw, dict(height=slider, colour=menu, grid=box)), upload, said]))
-upload.observe(lambda change: setattr(said, "value", f"got {change.new[0].name}, {len(change.new[0].content)} bytes"), "value")
+shown = w.interactive_output(draw, dict(height=slider, colour=menu, grid=box))
+display(w.VBox([slider, menu, box, shown, upload, said]))
+upload.observe(
+    lambda change: setattr(said, "value", f"got {change.new[0].name}, {len(change.new[0].content)} bytes"),
+    "value",
+)
 ---
 button = w.Button(description="break")
 button.on_click(lambda b: 1 / 0)

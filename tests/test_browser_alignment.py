@@ -1,4 +1,4 @@
-"The alignment notebook in a real browser: every control is moved, pictures change, pairs and clips can be heard, a tick becomes a line of the audit file."
+"The alignment notebook in a real browser: controls, pictures, sound of pairs and clips, ticks into the audit file."
 
 import csv
 import shutil

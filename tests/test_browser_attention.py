@@ -21,7 +21,10 @@ FIGURE, HEADS, FACE, FILM = (
     "video[aria-label='the clip']",
 )
 
-CURSORS = "[...document.querySelectorAll('[class^=at-]')].map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))"
+CURSORS = (
+    "[...document.querySelectorAll('[class^=at-]')]"
+    ".map(e => [e.style.left, e.style.top, e.style.backgroundPosition].join(' '))"
+)
 
 
 def cursors(page):
@@ -54,7 +57,10 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         assert all(re.fullmatch(r"\d+\.\d\sto\s\d+\.\d\ss", w) for w in windows), windows
 
         page.wait_for_function("v => document.querySelector(v).readyState >= 2", arg=FILM)
-        heard = "v => { const e = document.querySelector(v); return [e.duration, e.videoWidth, e.webkitAudioDecodedByteCount ?? -1]; }"
+        heard = (
+            "v => { const e = document.querySelector(v); "
+            "return [e.duration, e.videoWidth, e.webkitAudioDecodedByteCount ?? -1]; }"
+        )
         seconds, width, _ = page.evaluate(heard, FILM)
         assert seconds > 0.5 and width == 256
         at_start = cursors(page)
@@ -79,7 +85,8 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
             "v => { const e = document.querySelector(v); e.muted = true; e.currentTime = 0; return e.play(); }", FILM
         )
         page.wait_for_function(
-            "v => document.querySelector(v).currentTime > 0.3 && parseFloat(document.querySelector('[data-seconds]').style.left) > 9",
+            "v => document.querySelector(v).currentTime > 0.3 && "
+            "parseFloat(document.querySelector('[data-seconds]').style.left) > 9",
             arg=FILM,
         )
         _, _, decoded = page.evaluate(heard, FILM)

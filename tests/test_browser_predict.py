@@ -56,7 +56,7 @@ def test_curves_while_training(lab, demo_run, small_release, tmp_path):
         frames=10,
         batch_size=8,
         pretrain_epochs=200,
-        keep_clips=0,
+        snapshot_clips=0,
     )
     with lab.open("nbs/train.ipynb", **settings) as notebook:
         notebook.start()

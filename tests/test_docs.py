@@ -1,4 +1,4 @@
-"The documentation site: it builds, its links lead somewhere, its code is real, and a browser opens every page without a word of complaint."
+"The documentation site: it builds, links lead somewhere, code is real, a browser opens every page without complaint."
 
 import ast
 import builtins
@@ -408,7 +408,7 @@ def page():
 
 
 def test_every_page_opens_in_a_browser(site, page):
-    "Straight from the disk, as a reader opens it: no error, no failed request, none to the outside, nothing empty; screenshots into artefacts/docs."
+    "From the disk: no error, no request failed or to the outside, nothing empty; screenshots into artefacts/docs."
     shots, trouble = ARTEFACTS / "docs", []
     shutil.rmtree(shots, ignore_errors=True)
     page.on("console", lambda m: m.type == "error" and trouble.append((page.url, m.text)))

@@ -1,4 +1,4 @@
-"The notebooks that compare: folds, ablation, labels; pretrained encoders through the training notebook; one line that predicts."
+"The notebooks that compare (folds, ablation, labels), pretrained encoders in training, one line that predicts."
 
 import json
 import subprocess
@@ -131,10 +131,10 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
 
 
 def test_pretrained_encoders_through_the_notebook(where, names, small_release, tmp_path):  # noqa: F811
-    "From videos to scores on features of frozen encoders; a model that predicts files; folds, panels and a snapshot of the run; nothing is computed twice."
+    "Frozen encoders from videos to scores, predictions of files, folds, panels and a snapshot; nothing computed twice."
     from vat_nb.data.io import ParameterError
     from vat_nb.training.config import read_recipe
-    from vat_nb.runs.pipeline import check_recipe
+    from vat_nb.runs.splits import check_recipe
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.runs.snapshots import open_run, run_model, take_snapshot
     from vat_nb.encoders.inputs import build_loader
@@ -200,7 +200,7 @@ def test_one_line_predicts(small_release, tmp_path):
     import torch
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.sizes import ModelConfig, build_vat
-    from vat_nb.data.datasets import MER23
+    from vat_nb.data.validation import MER23
     from vat_nb.training.config import Recipe
 
     torch.manual_seed(0)

@@ -13,8 +13,9 @@ from conftest import PROJECT, modified_ns
 
 PREPROCESS = """
 import sys
-from vat_nb.data.store import preprocess
-from vat_nb.data.datasets import clips, mer23
+from vat_nb.data.preprocessing import preprocess
+from vat_nb.data.validation import clips
+from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
     preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
@@ -102,7 +103,7 @@ FAST = (
 
 
 def test_the_whole_road(small_release, tmp_path):
-    "A release with a corrupt video: trained, scored, a row for every clip asked for; a second run goes on from the end."
+    "A release with a corrupt video: trained, scored, a row for every clip; a second run goes on from the end."
     import shutil
 
     import pandas as pd
@@ -133,9 +134,12 @@ def test_the_whole_road(small_release, tmp_path):
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *given, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
-    from vat_nb.runs.pipeline import build_accelerator, finetune, new_model, prepare_store, split_clips
+    from vat_nb.runs.splits import build_accelerator, prepare_store, split_clips
+    from vat_nb.runs.pipeline import finetune, new_model
 
-    recipe = json.loads((out / "run.json").read_text())["recipe"] | dict(lr=0.5)
+    from vat_nb.runs.snapshots import open_run
+
+    recipe = open_run(out).recipe.replace(lr=0.5)
     data = prepare_store(recipe)
     split = split_clips(data, recipe)
     model, kept = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
@@ -200,17 +204,25 @@ def train(store, out, minutes):
         found = make_loader(store, store.usable("train"), 10, 6, True, workers=1)
         found.multiprocessing_context = "fork"  # a spawned process would import torch at each start
         return found
-    judge = lambda model: Validation(dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 10)), store.task)["f1"]), {})
+    judge = lambda model: Validation(
+        dict(f1=score(predict(model, make_loader(store, store.usable("test1"), 10)), store.task)["f1"]), {}
+    )
     kept = dict(checkpoint=out / "run.safetensors", settings=dict(a=1), save_minutes=minutes)
     pretraining = Pretrain(model, queue_size=13, augment=augment)
     logs = fit(pretraining, loader(), accelerator, 3, OptimConfig(1e-3, teacher_momentum=0.9), **kept)
     tuning = Finetune(model, augment=augment, mixup=0.4)
-    logs += fit(tuning, loader(), accelerator, 3, OptimConfig(1e-3, teacher_momentum=0.9), judge, **kept | dict(checkpoint=out / "tune.safetensors"))
+    logs += fit(
+        tuning, loader(), accelerator, 3, OptimConfig(1e-3, teacher_momentum=0.9), judge,
+        **kept | dict(checkpoint=out / "tune.safetensors"),
+    )
     rows = [log.flat() for log in logs]
     measured = {k for row in rows for k in row} - {"seconds", "clips_per_s"}
     rows = torch.tensor([[row.get(k, -1.0) for k in sorted(measured)] for row in rows])
-    state = {f"p.{k}": v for k, v in pretraining.state_dict().items() if not k.startswith("student.")}  # the student is tuning's
-    save_tensors(out / "end.safetensors", state | {f"t.{k}": v for k, v in tuning.state_dict().items()} | dict(rows=rows), {})
+    # the student is tuning's
+    state = {f"p.{k}": v for k, v in pretraining.state_dict().items() if not k.startswith("student.")}
+    save_tensors(
+        out / "end.safetensors", state | {f"t.{k}": v for k, v in tuning.state_dict().items()} | dict(rows=rows), {}
+    )
 
 def start(store, out, minutes=0):
     "A process of its own, which need not import torch again."
@@ -243,15 +255,18 @@ if __name__ == "__main__":
             if stamp(killed) != before: before, states = stamp(killed), states - 1
         time.sleep(0.1 * draw.random())
         os.killpg(pid, signal.SIGKILL)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL and not stamp(killed)[2], f"kill {kill} came too late to test anything"
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL and not stamp(killed)[2], (
+            f"kill {kill} came too late to test anything"
+        )
     assert os.waitpid(start(store, killed), 0)[1] == 0
 """
 
 
 @pytest.fixture(scope="module")
 def small_store(small_release, tmp_path_factory):
-    from vat_nb.data.store import preprocess
-    from vat_nb.data.datasets import clips, mer23
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips
+    from vat_nb.data.datasets import mer23
 
     folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
     preprocess(clips(release), release.task, folder, fps=10.0, size=64, processes=1)
@@ -298,8 +313,8 @@ SLOW = """
 import sys
 from pathlib import Path
 from vat_nb.types import Clip
-from vat_nb.data.store import preprocess
-from vat_nb.data.datasets import Task
+from vat_nb.data.preprocessing import preprocess
+from vat_nb.data.validation import Task
 if __name__ == "__main__":
     clips = [Clip(p.stem, str(p), "train") for p in sorted(Path(sys.argv[1]).iterdir())]
     preprocess(clips, Task(()), sys.argv[2], fps=4.0, size=64, processes=2, limit=float(sys.argv[3]))
@@ -313,7 +328,7 @@ def children(pid):
 
 
 def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
-    "One worker is stopped in mid-clip, another is shot: two rows say so, the run ends, and a rerun reads just those two."
+    "One worker is stopped in mid-clip, another shot: two rows say so, the run ends, a rerun reads just those two."
     from test_media_faults import AAC, H264, ffmpeg, picture, tone
     from vat_nb.data.store import read_ledger
 
@@ -362,34 +377,36 @@ def test_two_runs_on_one_store(small_release, tmp_path):
 
 
 def test_full_disk(small_release, tmp_path, monkeypatch):
-    "A real small disk where this machine lets us mount one, a write that fails where not: a message, nothing half-written, and a rerun that ends well."
+    "A small disk, or a failing write where none can be mounted: a message, nothing half-written, a rerun ends well."
     import errno
 
-    import vat_nb.data.store as preprocess
-    from vat_nb.data.datasets import clips, mer23
+    import vat_nb.data.preprocessing as preprocess
+    import vat_nb.data.store as store_module
+    from vat_nb.data.validation import clips
+    from vat_nb.data.datasets import mer23
 
     disk, release = tmp_path / "disk", mer23(small_release)
     disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "model_size=400k", "tmpfs", disk], capture_output=True).returncode
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode
         == 0
     )
     store = disk / "store"
 
-    def fill(path, raw, flush=False, real=preprocess.write_atomically):
+    def fill(path, raw, flush=False, real=store_module.write_atomically):
         if Path(path).suffix == ".safetensors" and len(list(store.glob("clips/*"))) >= 12:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, raw, flush)
 
     try:
         if not mounted:
-            monkeypatch.setattr(preprocess, "write_atomically", fill)
+            monkeypatch.setattr(store_module, "write_atomically", fill)
         with pytest.raises(OSError, match="is full; what is done is kept") as e:
             preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
-        assert all(preprocess.load_clip(store / "clips" / n).jpegs for n in left)
+        assert all(store_module.load_clip(store / "clips" / n).jpegs for n in left)
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()
@@ -402,7 +419,8 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
 def test_paths_that_leave_a_manifest_are_refused(tmp_path):
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.datasets import check, manifest
+    from vat_nb.data.validation import check
+    from vat_nb.data.manifest import manifest
 
     (tmp_path / "r").mkdir()
     (tmp_path / "secret.mp4").write_bytes(b"x")
@@ -444,17 +462,21 @@ def test_killed_while_saving_leaves_a_whole_checkpoint(tmp_path):
 DASK = """
 import sys
 from distributed import Client
-from vat_nb.data.store import preprocess
-from vat_nb.data.datasets import clips, mer23
+from vat_nb.data.preprocessing import preprocess
+from vat_nb.data.validation import clips
+from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
-    with Client(scheduler_file=sys.argv[3]) as client: preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
+    with Client(scheduler_file=sys.argv[3]) as client:
+        preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
 """
 
 
 def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
-    from vat_nb.data.store import preprocess, read_ledger
-    from vat_nb.data.datasets import clips, mer23
+    from vat_nb.data.store import read_ledger
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips
+    from vat_nb.data.datasets import mer23
 
     release, file = mer23(small_release), tmp_path / "scheduler.json"
     alone = preprocess(clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)

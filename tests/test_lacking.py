@@ -72,7 +72,7 @@ SOUND_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
 
 @pytest.mark.parametrize("kind", ["pictures only", "sound only", "silent test"])
 def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
-    "Without one sound, without one picture, or with a test split that is silent: training, scores, a row for every clip."
+    "Without one sound or one picture, or with a silent test split: training, scores, a row for every clip."
     release = tmp_path / "release"
     for path in small_release.rglob("*"):
         if path.is_dir():

@@ -1,4 +1,4 @@
-"Every way in which one media file can be wrong, made with a real muxer: the ledger row, its reason, and that nothing else changes."
+"Every way one media file can be wrong, made with a real muxer: ledger row, reason, and nothing else changes."
 
 import os
 import subprocess
@@ -85,8 +85,9 @@ def clips_of(folder):
 
 @pytest.fixture(scope="module")
 def run(folder, tmp_path_factory):
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import Task
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import Task
 
     store = tmp_path_factory.mktemp("store")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
@@ -128,7 +129,7 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 
 
 def test_a_rerun_does_nothing(run, folder):
-    from vat_nb.data.store import unfinished
+    from vat_nb.data.preprocessing import unfinished
 
     assert unfinished(clips_of(folder), run[2], dict(fps=FPS, size=SIZE, quality=90, faces=None)) == []
 
@@ -189,8 +190,9 @@ def test_short_files_keep_what_they_have(run):
 LONG = """
 import sys
 from vat_nb.types import Clip
-from vat_nb.data.store import preprocess_clip
-row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], dict(fps=4.0, size=160, quality=90, faces="cascade"))
+from vat_nb.data.preprocessing import preprocess_clip
+settings = dict(fps=4.0, size=160, quality=90, faces="cascade")
+row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], settings)
 peak = next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(row["status"], row["frames"], row["samples"], peak)
 """
@@ -234,8 +236,8 @@ def spoil(raw: bytes, rng) -> bytes:
 def test_hundreds_of_spoilt_files(javased, tmp_path):
     "Never a crash, never a hang, never a wrong length that nobody is told of."
     from vat_nb.types import Clip
-    from vat_nb.data.store import preprocess
-    from vat_nb.data.datasets import Task
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import Task
 
     rng, sources = np.random.default_rng(0), sorted((javased / "clips").glob("*.mp4"))[::18]
     (tmp_path / "v").mkdir()

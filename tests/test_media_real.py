@@ -14,7 +14,7 @@ def files(javased):
 
 
 def test_leaving_packets_out_changes_no_frame(files, monkeypatch):
-    import vat_nb.data.decoding as media
+    import vat_nb.data.packets as media
 
     for path in files:
         fast = read_clip(path)
@@ -69,10 +69,10 @@ def test_two_detectors_find_the_same_faces(files, javased):
 
 def test_a_finished_store_is_opened_without_its_detector(files, javased, tmp_path):
     "Weights are only needed where there is a face to look for."
-    from vat_nb import faces
+    from vat_nb.data import faces
     from vat_nb.types import Clip
-    from vat_nb.data.store import preprocess
-    from vat_nb.data.datasets import Task
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import Task
 
     weights = javased.parent / "models" / "yunet_n_640_640.onnx"
     if not weights.is_file():

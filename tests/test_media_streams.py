@@ -1,5 +1,6 @@
-"""Files whose streams begin, end, stop and jump where they like, muxed at random: whatever is dropped, invented, silenced or shown at
-another time is told by a reason, and what can be read rightly is read rightly. Frames and sounds carry their own number."""
+"Files whose streams begin, end, stop and jump, muxed at random: a reason tells every change, the rest is right."
+
+# Frames and sounds carry their own number, so what is dropped, invented, silenced or shown at another time can be told.
 
 import subprocess
 from dataclasses import dataclass, field

@@ -66,8 +66,10 @@ def names(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import clips, mer23
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips
+    from vat_nb.data.datasets import mer23
     from vat_nb.data.demo_data import plan_demo, write_demo
 
     top = tmp_path_factory.mktemp("store")
@@ -207,7 +209,8 @@ def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw, plot_attention
+    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
+    from vat_nb.look.attention_figure import plot_attention
 
     one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
@@ -256,7 +259,8 @@ def test_small_model_trains_on_cached_features(names, store):
 
 
 def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
-    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features, cache_folder
+    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_folder
+    from vat_nb.encoders.feature_extraction import cache_features
 
     spec, clips = EncoderSpec("video", names["mae"]), store.usable()
     cache_features(spec, store, clips[:2], tmp_path)
@@ -283,7 +287,8 @@ def test_a_cache_goes_on_and_knows_what_is_old(names, store, tmp_path):
 def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
     "Before the first clip: how many clips and bytes; after some: how many minutes."
     from conftest import write_noise
-    from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
+    from vat_nb.encoders.feature_cache import EncoderSpec
+    from vat_nb.encoders.feature_extraction import cache_features
     from vat_nb.data.store import open_store
 
     store = open_store(write_noise(tmp_path / "store", 20))
@@ -293,13 +298,14 @@ def test_it_says_how_much_there_is_to_do(names, tmp_path, capsys):
 
 
 def test_two_processes_write_what_one_does(names, store, tmp_path):
-    from vat_nb.encoders import feature_cache
-    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec, cache_features
+    from vat_nb.encoders import feature_extraction
+    from vat_nb.encoders.feature_cache import CachedSource, EncoderSpec
+    from vat_nb.encoders.feature_extraction import cache_features
 
     spec, clips = EncoderSpec("audio", names["whisper"], rate=12.5), store.usable()
     cache_features(spec, store, clips, tmp_path / "one")
     (tmp_path / "two").mkdir()
-    assert sum(feature_cache._in_processes(spec, store, clips, tmp_path / "two", 2)) == len(clips)
+    assert sum(feature_extraction._in_processes(spec, store, clips, tmp_path / "two", 2)) == len(clips)
     (tmp_path / "two" / "settings.json").write_bytes((tmp_path / "one" / "settings.json").read_bytes())
     for c in clips:
         one, two = (CachedSource(tmp_path / k).read(c) for k in ("one", "two"))
@@ -308,11 +314,12 @@ def test_two_processes_write_what_one_does(names, store, tmp_path):
 
 def test_no_room_no_start(names, store, tmp_path, monkeypatch):
     from collections import namedtuple
-    from vat_nb.encoders import feature_cache
-    from vat_nb.encoders.feature_cache import EncoderSpec, cache_features
+    from vat_nb.encoders import feature_extraction
+    from vat_nb.encoders.feature_cache import EncoderSpec
+    from vat_nb.encoders.feature_extraction import cache_features
 
     monkeypatch.setattr(
-        feature_cache.shutil,
+        feature_extraction.shutil,
         "disk_usage",
         lambda folder: namedtuple("usage", "total used free")(2**30, 2**30 - 2**20, 2**20),
     )
@@ -330,7 +337,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.data.decoding import Media
     from vat_nb.data.store import LEDGER, append_rows, open_store, write_clips, save_clip
-    from vat_nb.data.datasets import MER23
+    from vat_nb.data.validation import MER23
 
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
     clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
@@ -554,7 +561,8 @@ def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
 def test_pretraining_needs_no_label(names, store, tmp_path):
     "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
     from vat_nb.data.io import ParameterError
-    from vat_nb.runs.pipeline import pretrain, split_clips
+    from vat_nb.runs.pipeline import pretrain
+    from vat_nb.runs.splits import split_clips
 
     clips = [replace(c, emotion=None, targets=(np.nan,), speaker=None) for c in store.clips]
     bare = store._replace(clips=clips)
@@ -709,7 +717,8 @@ def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
 
 
 def test_exported_features_are_read_back(names, store, tmp_path):
-    from vat_nb.encoders.feature_cache import EncoderSpec, FolderSource, CachedSource, cache_features, export_features
+    from vat_nb.encoders.feature_cache import EncoderSpec, CachedSource, export_features
+    from vat_nb.encoders.feature_extraction import FolderSource, cache_features
 
     folder = cache_features(
         EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache"

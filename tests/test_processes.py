@@ -38,12 +38,16 @@ def clips(n):
     audio_mask[3] = False
     y, t = torch.arange(n) % 6, torch.randn(n, 1)
     y[::4], t[::5] = -100, torch.nan
-    return Batch(video, lengths_mask(torch.randint(1, 5, (n,)), 4), audio, audio_mask, y, t, torch.arange(n) // 2 if repeat else torch.arange(n))
+    video_mask = lengths_mask(torch.randint(1, 5, (n,)), 4)
+    return Batch(video, video_mask, audio, audio_mask, y, t, torch.arange(n) // 2 if repeat else torch.arange(n))
 
 def fill(objective):
     "fp64, and so many vectors in the queue that they matter."
     objective.double()
-    if hasattr(objective, "queue"): objective.queue.enqueue(*(torch.nn.functional.normalize(torch.randn(9, objective.queue.video_embed.shape[1], dtype=torch.float64), dim=1) for _ in "va"), torch.arange(9) + 100)
+    if hasattr(objective, "queue"):
+        width = objective.queue.video_embed.shape[1]
+        draw = lambda: torch.nn.functional.normalize(torch.randn(9, width, dtype=torch.float64), dim=1)
+        objective.queue.enqueue(draw(), draw(), torch.arange(9) + 100)
     return objective
 
 class Rows(torch.utils.data.Dataset):
@@ -56,20 +60,35 @@ augment = Augment(0.5, 0.5) if draws else Augment()
 accelerator = make_accelerator("cpu", 1)
 n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
 data = clips(n)
-def loader(): return DataLoader(Rows(), size, sampler=WindowSampler([4] * n, 4, shuffle=True, seed=3), collate_fn=lambda items: data.select(torch.tensor(items)))
+def loader():
+    sampler = WindowSampler([4] * n, 4, shuffle=True, seed=3)
+    return DataLoader(Rows(), size, sampler=sampler, collate_fn=lambda items: data.select(torch.tensor(items)))
 masking = 1.0 if draws else 0.0
 make = lambda: build_vat(ModelConfig("tiny", 32, 12.5, 6, 1, masking=masking))
 pre = fill(Pretrain(make(), 30, PretrainWeights(1, draws, draws), augment, keys))
-tune = fill(Finetune(make(), UncertaintyWeighting(), augment=augment, thresholds=FlexMatchThresholds(6, 0.2), mixup=0.4 if draws else 0.0))
+tune = fill(
+    Finetune(
+        make(),
+        UncertaintyWeighting(),
+        augment=augment,
+        thresholds=FlexMatchThresholds(6, 0.2),
+        mixup=0.4 if draws else 0.0,
+    )
+)
 if not draws: pre, tune = (x.eval() for x in (pre, tune))
 if not draws:  # no dropout either
     for m in [*pre.modules(), *tune.modules()]:
         if isinstance(m, torch.nn.Dropout): m.p = 0.0
 rows = {}
 for name, objective in (("pre", pre), ("tune", tune)):
-    logs = fit(objective, loader(), accelerator, 2, OptimConfig(1e-3, teacher_momentum=0.9, grad_accumulation=accumulate, shard_encoders=spread == "spread"), checkpoint=out / f"{name}.safetensors", save_minutes=0)
+    optim = OptimConfig(
+        1e-3, teacher_momentum=0.9, grad_accumulation=accumulate, shard_encoders=spread == "spread"
+    )
+    checkpoint = out / f"{name}.safetensors"
+    logs = fit(objective, loader(), accelerator, 2, optim, checkpoint=checkpoint, save_minutes=0)
     rows[name] = [log.flat() for log in logs]
-save_tensors(out / f"end{process_rank()}.safetensors", {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}, rows)
+state = {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}
+save_tensors(out / f"end{process_rank()}.safetensors", state, rows)
 accelerator.end_training()  # gloo's threads, left alone, can crash when Python ends
 """
 
@@ -78,7 +97,8 @@ repeat = False
 def train():
     torch.set_num_threads(1)
     data, accelerator = clips(8), make_accelerator("cpu", 1)
-    loader = DataLoader(Rows(), 2, sampler=WindowSampler([4] * 8, 4), collate_fn=lambda items: data.select(torch.tensor(items)))
+    rows_of = lambda items: data.select(torch.tensor(items))
+    loader = DataLoader(Rows(), 2, sampler=WindowSampler([4] * 8, 4), collate_fn=rows_of)
     log = fit(Pretrain(build_vat(ModelConfig("tiny", 32, 12.5, 6, 1)), 9), loader, accelerator, 1)[0]
     print("process", process_rank(), process_count(), log.losses["loss"], flush=True)
     accelerator.end_training()
@@ -139,7 +159,7 @@ def same(ours, theirs, eps):
 
 
 def test_two_processes_are_one_with_the_whole_batch(two, tmp_path):
-    "Nothing is drawn here, so one process with twice the batch must do the same; clips repeat, some have no sound or label, the last batch is uneven."
+    "Nothing is drawn: one process with twice the batch does the same, with repeats, gaps and an uneven last batch."
     same(two, train(tmp_path, "one", 1, 8)[0], 1e-9)
 
 
@@ -151,7 +171,7 @@ def test_gradients_flow_between_processes(tmp_path):
 
 
 def test_two_processes_draw_as_two_batches_of_a_step_do(tmp_path):
-    "Augmentation, masks, dropout, mixing and wrong partners are drawn: the same in two processes as in one that takes two batches a step."
+    "Augmentation, masks, dropout, mixing, wrong partners: drawn as in one process that takes two batches a step."
     first, second = train(tmp_path, "two", 2, 4, draws=1)
     same(first, second, 0)
     same(first, train(tmp_path, "one", 1, 4, accumulate=2, draws=1)[0], 1e-9)
@@ -189,7 +209,7 @@ def test_two_processes_that_were_stopped_and_killed_go_on(two, stopped, tmp_path
 
 
 def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
-    "FSDP2: each process holds half of every block. It takes up a run that began whole, and ends with the same weights, in the checkpoint too."
+    "FSDP2, half of every block each: takes up a run begun whole, and ends with its weights, in the checkpoint too."
     shutil.copytree(stopped, tmp_path / "run")
     first, second = train(tmp_path, "run", 2, 4, spread="spread")
     same(first, second, 0)

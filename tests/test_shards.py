@@ -1,4 +1,4 @@
-"Shards on a server: only the bytes that are asked for, only one's own shards, the same batches, and what happens when the server goes."
+"Shards on a server: only the bytes asked for, only one's own shards, the same batches, and a server that goes."
 
 import http.server
 import json
@@ -13,7 +13,7 @@ from conftest import write_noise
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    "Files of a folder, in part where part is asked for; notes what was asked. What follows /as/NAME/ is a path like any other."
+    "Files of a folder, in part where asked for, and a note of each request; after /as/NAME/ comes an ordinary path."
 
     def do_GET(self):
         server, name = self.server, re.sub("^/(as/[^/]*/)?", "", self.path)

@@ -49,7 +49,8 @@ def write(folder, table, **how):
 
 
 def released(folder):
-    from vat_nb.data.datasets import check, manifest
+    from vat_nb.data.validation import check
+    from vat_nb.data.manifest import manifest
 
     release = manifest(folder)
     return release, check(release)
@@ -58,15 +59,8 @@ def released(folder):
 def train(folder, out):
     "Train a small model as the notebooks do, and save it; returns its classes."
     from vat_nb.training.config import load_recipe
-    from vat_nb.runs.pipeline import (
-        build_accelerator,
-        check_recipe,
-        finetune,
-        new_model,
-        prepare_store,
-        pretrain,
-        split_clips,
-    )
+    from vat_nb.runs.splits import build_accelerator, check_recipe, prepare_store, split_clips
+    from vat_nb.runs.pipeline import finetune, new_model, pretrain
     from vat_nb.runs.recognizer import Recognizer
 
     recipe = check_recipe(
@@ -117,7 +111,7 @@ def test_the_order_of_the_rows_changes_nothing(clips, tmp_path):
 
 
 def test_corrected_labels_are_never_mixed_with_old_weights(clips, tmp_path):
-    "Two classes swapped in train, then a class more, then another split: each is refused in a sentence that says what changed."
+    "Two classes swapped in train, a class more, another split: each is refused in a sentence that says what changed."
     table = listed(clips)
     write(clips, table)
     train(clips, tmp_path)
@@ -180,7 +174,7 @@ def test_spellings_names_and_splits(clips):
     mixed = table["emotion"].where(table.index % 2 == 0, table["emotion"].str.upper())
     release, report = released(write(clips, table.assign(emotion=mixed)))
     assert len(release.task.classes) == 6 and (report["problem"] == "spellings of one class").sum() == 3
-    from vat_nb.data.datasets import manifest
+    from vat_nb.data.manifest import manifest
 
     assert len(manifest(clips, join_spellings=True).task.classes) == 3
     renamed = table.rename(columns=dict(path="File", split="SET", emotion="Label")).replace(
@@ -205,8 +199,9 @@ def test_spellings_names_and_splits(clips):
 
 
 def test_parts_of_one_file(clips, tmp_path):
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips as clips_of
 
     part = "c/happy_train0.mp4"
     rows = [
@@ -232,7 +227,7 @@ def test_parts_of_one_file(clips, tmp_path):
 
 def test_twenty_thousand_rows(tmp_path):
     "A large list is read in seconds; the time is printed by pytest --durations."
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.validation import clips as clips_of
 
     n = 20_000
     for i in range(0, n, 40):
@@ -252,8 +247,9 @@ def test_twenty_thousand_rows(tmp_path):
 @pytest.mark.parametrize("place", ["beside", "folder", "column"])
 def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     import soundfile
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips as clips_of
     from conftest import keep_stream
 
     (tmp_path / "video").mkdir()
@@ -278,8 +274,9 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     "Each part has the sound of its own time, out of the file beside the video."
     import soundfile
     from conftest import keep_stream
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips as clips_of
 
     keep_stream(clips / "c/happy_train0.mp4", tmp_path / "a.mp4", "video")
     t = np.arange(16000) / 16000
@@ -299,8 +296,9 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
 def test_names(clips, tmp_path):
     "Very long names, colons, percent signs and bytes that are no UTF-8: each is read, and none ends a run."
     from vat_nb.types import Clip
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import Task
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import Task
 
     names = [
         "当" * 80 + ".mp4",
@@ -324,7 +322,7 @@ def test_predict(clips, tmp_path, monkeypatch, capsys):
     "A folder, a pattern, the home folder, an address, a generator, nothing; odd names; one bad file among good ones."
     from vat_nb.sizes import ModelConfig, build_vat
     from vat_nb.runs.recognizer import Recognizer
-    from vat_nb.data.datasets import Task
+    from vat_nb.data.validation import Task
     from vat_nb.training.config import Recipe
 
     recipe = Recipe(model_size="mini", image_size=48, fps=10.0, num_frames=8, face_detector=None)
@@ -366,7 +364,10 @@ def test_locks_and_cores(tmp_path, monkeypatch):
         with hold_lock(tmp_path / "lock"):
             pass
     assert "knows no locks" in str(said[0].message)
-    one = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); from vat_nb.data.io import available_cores; print(available_cores())"
+    one = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
+        "from vat_nb.data.io import available_cores; print(available_cores())"
+    )
     if hasattr(os, "sched_setaffinity"):
         assert subprocess.run(
             [sys.executable, "-c", one], capture_output=True, text=True, cwd=PROJECT, check=True
@@ -387,9 +388,10 @@ def test_blanks_in_what_make_is_given():
 
 
 def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
-    from vat_nb.data.store import open_store, preprocess
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.label_record import labels_digest
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.validation import clips as clips_of
     import json
 
     table = listed(clips)
@@ -405,8 +407,9 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
 
 def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
     "Killed between its two tables: the next run writes both, and no dead end is left."
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import clips as clips_of
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import clips as clips_of
 
     release, _ = released(write(clips, listed(clips)))
     again = lambda: preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
@@ -419,7 +422,9 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
 def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
     "A file of the same name elsewhere, such as the sound that a store exports, is no sound of the video."
     import soundfile
-    from vat_nb.data.datasets import cheavd2, clips as clips_of, named_files
+    from vat_nb.data.datasets import cheavd2
+    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.media_files import named_files
 
     for name in ("film/train/a.mp4", "store/audio/a.wav", "other/a.wav"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -432,9 +437,11 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
 
 
 def test_an_archive_from_a_chinese_windows(clips, tmp_path):
-    "File names in GBK bytes, in a release's own layout: read, under a name that can be printed, and no clip ends the run."
-    from vat_nb.data.store import open_store, preprocess
-    from vat_nb.data.datasets import check, clips as clips_of, mer23
+    "File names in GBK bytes, in a release's own layout: read, under a printable name, and no clip ends the run."
+    from vat_nb.data.store import open_store
+    from vat_nb.data.preprocessing import preprocess
+    from vat_nb.data.validation import check, clips as clips_of
+    from vat_nb.data.datasets import mer23
 
     (tmp_path / "train").mkdir()
     shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "train" / os.fsdecode("高兴".encode("gbk") + b".mp4"))

@@ -1,4 +1,4 @@
-"A step of training computes what the plain way computes, with few operations and without waiting; the recipe values that trade time for memory change no number."
+"A training step computes what the plain way does, fast, without waits; trading time for memory changes no number."
 
 import json
 
@@ -60,7 +60,8 @@ def test_a_step_has_few_operations_and_does_not_wait(benchmark, accelerator):
     )
     ours = {k: (three[k] - one[k]) / 2 for k in one}
     assert ours["synchronisations"] <= 2, (
-        "between two steps the host looks at the masks of a batch, and whether its gradient is finite, and at nothing else"
+        "between two steps the host looks at the masks of a batch, "
+        "and whether its gradient is finite, and at nothing else"
     )
     assert ours["operations"] < OPERATIONS and ours["operations"] < literal["operations"] / 2
     assert literal["synchronisations"] >= 2 * small["batch"]  # the count sees what waits

@@ -1,4 +1,4 @@
-"What comes from elsewhere: lists, stores, runs and weights made to escape, to execute, or to fill the memory are refused in a sentence."
+"Lists, stores, runs and weights made to escape, to execute, or to fill the memory are refused in a sentence."
 
 import json
 import pickle
@@ -43,7 +43,8 @@ def names(folder):
 def test_names_of_a_label_file_that_lead_out(tmp_path, name):
     "Read, they would be a way to any file; preprocessed, they would be written (or deleted) outside of the store."
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.datasets import check, clips, mer23
+    from vat_nb.data.validation import check, clips
+    from vat_nb.data.datasets import mer23
 
     (tmp_path / "r/train").mkdir(parents=True)
     (tmp_path / "r/train/good.mp4").write_bytes(b"x")
@@ -61,7 +62,8 @@ def test_names_of_a_label_file_that_lead_out(tmp_path, name):
 
 def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.datasets import clips, manifest
+    from vat_nb.data.validation import clips
+    from vat_nb.data.manifest import manifest
 
     root = tmp_path / "r"
     root.mkdir()
@@ -249,7 +251,7 @@ def saved(model, tmp_path):
     "Writes a model's file with other words or tensors, its digest right, as somebody who knows the format would."
     from dataclasses import asdict
 
-    from vat_nb.data.datasets import MER23
+    from vat_nb.data.validation import MER23
     from vat_nb.training.checkpoint import save_tensors
     from vat_nb.training.config import Recipe
 

@@ -7,13 +7,13 @@ __all__ = []
 
 # %% ../nbs/7_look/07_all.ipynb #31284fed
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from IPython.display import display
 from .types import *
 from .plotting import *
 from .attention import *
-from .augmentation import *
 from .video_encoder import *
 from .audio_encoder import *
 from .model import *
@@ -30,14 +30,20 @@ from .finetuning import *
 from .train_loop import *
 from .data.io import *
 from .data.sound import *
+from .data.packets import *
+from .data.cropping import *
 from .data.decoding import *
 from .data.faces import *
 from .data.tables import *
+from .data.media_files import *
+from .data.validation import *
+from .data.manifest import *
 from .data.datasets import *
 from .data.label_record import *
 from .data.corruption import *
 from .data.demo_data import *
 from .data.store import *
+from .data.preprocessing import *
 from .data.dataloader import *
 from .data.speaker_norm import *
 from .data.shards import *
@@ -53,6 +59,7 @@ from .encoders.audio_backbones import *
 from .encoders.feature_encoder import *
 from .encoders.tuning import *
 from .encoders.feature_cache import *
+from .encoders.feature_extraction import *
 from .encoders.feature_loading import *
 from .encoders.inputs import *
 from .evaluation.metrics import *
@@ -61,18 +68,25 @@ from .evaluation.predictions import *
 from .evaluation.ensemble import *
 from .evaluation.svm_baseline import *
 from .evaluation.linear_probe import *
+from .runs.splits import *
 from .runs.pipeline import *
+from .runs.comparison import *
 from .runs.recognizer import *
 from .runs.retrieval import *
 from .runs.snapshots import *
 from .runs.launch import *
+from .runs.result_tables import *
 from .runs.results import *
 from .look.controls import *
 from .look.figures import *
 from .look.attention_maps import *
+from .look.attention_figure import *
+from .look.attention_panel import *
 from .look.sliding_windows import *
 from .look.embedding_space import *
+from .look.alignment_panel import *
 from .look.av_consistency import *
+from .look.audit_panel import *
 
 _exporter: dict[str, str] = {}
 for _name, _module in list(sys.modules.items()):
@@ -81,4 +95,4 @@ for _name, _module in list(sys.modules.items()):
         if _export in _exporter: raise ImportError(f"{_exporter[_export]} and {_name} both export {_export}: rename one")
         _exporter[_export] = _name
 
-__all__ = [name for name in globals() if not name.startswith("_")]  # the star must bring what other modules export
+__all__ = [name for name in globals() if not name.startswith("_")]  # the star brings what other modules export

@@ -11,11 +11,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
+from .attention import TransformerEncoder, sine_positions
 from .augmentation import spec_augment
-from .types import Tokens
-from .attention import sine_positions
-from .types import SAMPLE_RATE
-from .attention import TransformerEncoder
+from .types import SAMPLE_RATE, Tokens
 
 # %% ../nbs/1_method/06_audio_encoder.ipynb #1139bd7d
 HOP = 160  # samples from one column of the spectrogram to the next: 10 ms
@@ -28,12 +26,13 @@ class LogMel(nn.Module):
         self,
         mels: int = 64,  # bands
         mean: float = -6.0,  # of log energies of speech; ours, measured on the demo and on Java-SED
-        std: float = 4.0,
+        std: float = 4.0,  # standard deviation of the same
     ):
         super().__init__()
         self.mean, self.std = mean, std
         self.mel = MelSpectrogram(
-            SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, f_min=20, n_mels=mels, pad_mode="constant", power=None
+            SAMPLE_RATE, n_fft=512, win_length=400, hop_length=HOP, f_min=20, n_mels=mels, pad_mode="constant",
+            power=None,
         )
 
     def forward(
@@ -42,28 +41,34 @@ class LogMel(nn.Module):
         audio_mask: Tensor,  # [B, S] bool
     ) -> tuple[Tensor, Tensor]:  # [B, F, T] about unit variance, [B, T] bool
         audio = audio.to(self.mel.mel_scale.fb.dtype) / (32768 if audio.dtype == torch.int16 else 1)
-        audio, audio_mask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (torch.where(audio_mask, audio, 0), audio_mask))
+        audio = torch.where(audio_mask, audio, 0)
+        audio, audio_mask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (audio, audio_mask))
         mask = audio_mask[:, ::HOP]
         with torch.autocast(audio.device.type, enabled=False):  # bf16 cannot hold quiet sounds
             waves = self.mel.spectrogram(audio)[..., :mask.shape[1]]
-            power = waves.real.square() + waves.imag.square()  # no root that would be squared again, no sum over two numbers
+            power = waves.real.square() + waves.imag.square()  # no root that would be squared again
             mel = (self.mel.mel_scale(power) + 1e-6).log()
         return torch.where(mask[:, None], (mel - self.mean) / self.std, 0), mask
 
 # %% ../nbs/1_method/06_audio_encoder.ipynb #92c725a1
 class MaskedConvStem(nn.Module):
-    "Convolutions over a spectrogram, each halving bands and columns; what is not real neither speaks nor counts in the norm."
+    "Convolutions over a spectrogram, each halving bands and columns; the norm of each leaves padding out."
 
     def __init__(
         self,
         channels: Sequence[int],  # of each convolution
-        groups: int = 4,  # of channels that are normalised together
+        groups: int = 4,  # groups of channels that are normalised together
     ):
         super().__init__()
         self.groups = groups
-        self.convs = nn.ModuleList(nn.Conv2d(before, c, 3, stride=2, padding=1) for before, c in zip((1, *channels), channels))
-        self.gains = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
-        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(c)) for c in channels)
+        inputs = (1, *channels)
+        self.convs = nn.ModuleList(nn.Conv2d(i, c, 3, stride=2, padding=1) for i, c in zip(inputs, channels))
+        self.weight = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
+        self.bias = nn.ParameterList(nn.Parameter(torch.zeros(c)) for c in channels)
+
+    def group_mean(self, x: Tensor, count: Tensor) -> Tensor:  # [B, C, F, T], [B, 1] real numbers -> [B, groups]
+        "Return the mean of each group of channels over what is real."
+        return x.unflatten(1, (self.groups, -1)).sum((2, 3, 4)) / count
 
     def forward(
         self,
@@ -71,16 +76,16 @@ class MaskedConvStem(nn.Module):
         mask: Tensor,  # [B, T] bool
     ) -> Tensor:  # [B, C, F / 2^n, T / 2^n]
         x = mel[:, None]
-        for conv, gain, shift in zip(self.convs, self.gains, self.shifts):
+        for conv, weight, bias in zip(self.convs, self.weight, self.bias):
             x, mask = conv(x), mask[:, ::2]
             x = x * mask[:, None, None]
-            channels, count = x.shape[1] // self.groups, (mask.sum(1) * x.shape[1] // self.groups * x.shape[2]).clamp(min=1)[:, None]
-            group = lambda v: v.unflatten(1, (self.groups, -1)).sum((2, 3, 4)) / count  # [B, groups]
-            mean = group(x)
-            spread = (group(x * x) - mean ** 2).clamp(min=0)
-            factor, mean = (v.repeat_interleave(channels, 1) for v in ((spread + 1e-5).rsqrt(), mean))  # [B, C]
-            factor = factor * gain
-            x = nn.functional.gelu(x * factor[..., None, None] + (shift - mean * factor)[..., None, None]) * mask[:, None, None]
+            count = (mask.sum(1) * x.shape[1] // self.groups * x.shape[2]).clamp(min=1)[:, None]
+            mean = self.group_mean(x, count)
+            var = (self.group_mean(x * x, count) - mean ** 2).clamp(min=0)
+            mean, scale = (v.repeat_interleave(x.shape[1] // self.groups, 1) for v in (mean, (var + 1e-5).rsqrt()))
+            scale = scale * weight  # [B, C]
+            x = nn.functional.gelu(x * scale[..., None, None] + (bias - mean * scale)[..., None, None])
+            x = x * mask[:, None, None]
         return x
 
 # %% ../nbs/1_method/06_audio_encoder.ipynb #b6357c76
@@ -90,8 +95,8 @@ class AudioEncoder(nn.Module):
     def __init__(
         self,
         dim: int,  # width of the tokens
-        heads: int,
-        layers: int,
+        heads: int,  # attention heads
+        layers: int,  # blocks
         mels: int = 128,  # bands of the spectrogram
         patch: tuple[int, int] = (16, 16),  # bands and columns (10 ms each) of a patch
         dropout: float = 0.0,
@@ -107,38 +112,47 @@ class AudioEncoder(nn.Module):
         self.stem = MaskedConvStem(stem) if stem else None
         self.embed = nn.Linear(patch[0] * patch[1] // 4 ** len(stem) * (stem[-1] if stem else 1), dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.bands, dim) * 0.02)
-        self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)  # stands for a patch that is hidden
+        self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)  # stands for a patch that is masked
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 
     def patches(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, patch], [B, N]
-        "Patches of the spectrogram, moment by moment, low bands first."
-        short = -mel.shape[2] % self.patch[1]
-        mel, mask = nn.functional.pad(mel, (0, short)), nn.functional.pad(mask, (0, short))
-        cut = rearrange(mel, "b (f p) (t q) -> b (t f) (p q)", p=self.patch[0], q=self.patch[1])
-        return cut, rearrange(mask, "b (t q) -> b t q", q=self.patch[1]).any(-1).repeat_interleave(self.bands, 1)
+        "Cut the spectrogram into patches, moment by moment, low bands first."
+        pad = -mel.shape[2] % self.patch[1]
+        mel, mask = nn.functional.pad(mel, (0, pad)), nn.functional.pad(mask, (0, pad))
+        patches = rearrange(mel, "b (f p) (t q) -> b (t f) (p q)", p=self.patch[0], q=self.patch[1])
+        return patches, rearrange(mask, "b (t q) -> b t q", q=self.patch[1]).any(-1).repeat_interleave(self.bands, 1)
 
-    def convolve(self, cut: Tensor, mask: Tensor) -> Tensor:  # [B, N, patch], [B, T] bool -> [B, N, numbers of a patch behind the stem]
-        "What the stem makes of patches."
-        mel, n = self.spectrogram(cut), 2 ** len(self.stem.convs)
+    def spectrogram(self, patches: Tensor) -> Tensor:  # [B, N, patch] -> [B, F, T]
+        "Put patches together again."
+        return rearrange(patches, "b (t f) (p q) -> b (f p) (t q)", f=self.bands, q=self.patch[1])
+
+    def stem_patches(
+        self,
+        patches: Tensor,  # [B, N, patch]
+        mask: Tensor,  # [B, T] bool, True where a column is real
+    ) -> Tensor:  # [B, N, numbers of a patch behind the stem]
+        "Replace each patch by the stem's features of it."
+        mel, stride = self.spectrogram(patches), 2 ** len(self.stem.convs)
         x = self.stem(mel, nn.functional.pad(mask, (0, mel.shape[2] - mask.shape[1])))
-        return rearrange(x, "b c (f p) (t q) -> b (t f) (c p q)", p=self.patch[0] // n, q=self.patch[1] // n)
-
-    def spectrogram(self, cut: Tensor) -> Tensor:  # [B, N, patch] -> [B, F, T]
-        "Patches put together again."
-        return rearrange(cut, "b (t f) (p q) -> b (f p) (t q)", f=self.bands, q=self.patch[1])
+        return rearrange(
+            x, "b c (f p) (t q) -> b (t f) (c p q)", p=self.patch[0] // stride, q=self.patch[1] // stride
+        )
 
     def forward(
         self,
         audio: Tensor,  # [B, S] int16, or float in -1..1
         audio_mask: Tensor,  # [B, S] bool
-        hidden: Tensor | None = None,  # [B, N] bool, True where a patch is not to be seen
+        mask_positions: Tensor | None = None,  # [B, N] bool, True where a patch is replaced by the mask token
     ) -> Tokens:  # [CLS], then moments x bands
-        mel, mask = self.logmel(audio, audio_mask)
-        if self.training and any(self.masking): mel = spec_augment(mel, mask, *self.masking)
-        cut, real = self.patches(mel, mask)
-        if self.stem is not None: cut = self.convolve(cut if hidden is None else cut.masked_fill(hidden[..., None], 0), mask)
-        mask, x = real, self.embed(cut.to(self.embed.weight.dtype))
-        if hidden is not None: x = torch.where(hidden[..., None], self.mask_token.to(x.dtype), x)
-        when = sine_positions((torch.arange(x.shape[1] // self.bands, device=x.device) + 0.5) * self.patch[1] * HOP / SAMPLE_RATE, self.dim)
-        position = rearrange(when[:, None] + self.spatial_pos[None], "t n d -> (t n) d")
+        mel, column_mask = self.logmel(audio, audio_mask)
+        if self.training and any(self.masking): mel = spec_augment(mel, column_mask, *self.masking)
+        patches, mask = self.patches(mel, column_mask)
+        if self.stem is not None:
+            if mask_positions is not None: patches = patches.masked_fill(mask_positions[..., None], 0)
+            patches = self.stem_patches(patches, column_mask)
+        x = self.embed(patches.to(self.embed.weight.dtype))
+        if mask_positions is not None: x = torch.where(mask_positions[..., None], self.mask_token.to(x.dtype), x)
+        moments = torch.arange(x.shape[1] // self.bands, device=x.device) + 0.5
+        temporal_pos = sine_positions(moments * self.patch[1] * HOP / SAMPLE_RATE, self.dim)
+        position = rearrange(temporal_pos[:, None] + self.spatial_pos[None], "t n d -> (t n) d")
         return self.stack(x + position.to(x.dtype), mask)

@@ -13,28 +13,29 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
+from .attention import TransformerEncoder, sine_positions
 from .types import Tokens
-from .attention import sine_positions
-from .attention import TransformerEncoder
 
 # %% ../nbs/1_method/05_video_encoder.ipynb #b02f3d60
 def conv_stem(
     layers: Sequence[tuple[int, int, int]],  # channels, kernel in pixels and stride of each
 ) -> nn.Sequential:  # [N, 3, H, W] -> [N, channels, H / product of the strides, W / the same]
-    "Convolutions that shrink a frame."
-    part = partial(Conv2dNormActivation, norm_layer=partial(nn.GroupNorm, 4), activation_layer=nn.GELU, inplace=None)
-    return nn.Sequential(*(part(before, c, kernel, stride=stride) for before, (c, kernel, stride) in zip((3, *(c for c, _, _ in layers)), layers)))
+    "Build the convolutions that shrink a frame."
+    norm = partial(nn.GroupNorm, 4)
+    conv = partial(Conv2dNormActivation, norm_layer=norm, activation_layer=nn.GELU, inplace=None)
+    inputs = (3, *(channels for channels, _, _ in layers))
+    return nn.Sequential(*(conv(i, c, kernel, stride=stride) for i, (c, kernel, stride) in zip(inputs, layers)))
 
 # %% ../nbs/1_method/05_video_encoder.ipynb #fed3589b
 def drop_tokens(
     mask: Tensor,  # [B, N] bool, True where a patch is real
     drop: float,  # share of the real patches that leave, below 1
-) -> tuple[Tensor, Tensor]:  # [B, K] indices of those that stay, K = (1 - drop) N rounded up; [B, K] bool, True where one is real
-    "Draw which patches of each clip are seen, the same share in every clip and at least one (Li et al. 2023, FLIP, section 3)."
-    draw = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, torch.inf)  # sorted, the real ones come first
-    kept = draw.argsort(1)[:, :math.ceil((1 - drop) * mask.shape[1])]
+) -> tuple[Tensor, Tensor]:  # [B, K] indices that stay, K = (1 - drop) N rounded up; [B, K] bool, True where real
+    "Draw the patches that stay: the same share in every clip and at least one (Li et al. 2023, FLIP, section 3)."
+    noise = torch.rand(mask.shape, device=mask.device).masked_fill(~mask, torch.inf)  # sorted, real ones come first
+    indices = noise.argsort(1)[:, :math.ceil((1 - drop) * mask.shape[1])]
     count = ((1 - drop) * mask.sum(1)).round().clamp(min=1)
-    return kept, mask.gather(1, kept) & (torch.arange(kept.shape[1], device=mask.device) < count[:, None])
+    return indices, mask.gather(1, indices) & (torch.arange(indices.shape[1], device=mask.device) < count[:, None])
 
 # %% ../nbs/1_method/05_video_encoder.ipynb #0e3f6270
 class VideoEncoder(nn.Module):
@@ -45,8 +46,8 @@ class VideoEncoder(nn.Module):
         image: int,  # side of the frames in pixels
         fps: float,  # frames per second
         dim: int,  # width of the tokens
-        heads: int,
-        layers: int,
+        heads: int,  # attention heads
+        layers: int,  # blocks
         patch: int = 16,  # side of a tubelet in pixels
         tubelet: int = 2,  # frames of a tubelet
         stem: Sequence[tuple[int, int, int]] = (),  # convolutions before the tubelets, see `conv_stem`
@@ -54,35 +55,45 @@ class VideoEncoder(nn.Module):
         pooled: bool = False,  # [CLS] begins with the mean of the tokens
     ):
         super().__init__()
-        if image % patch: raise ValueError(f"patches of {patch} px do not tile frames of {image} px: choose another image size or model size")
-        self.dim, self.fps, self.tubelet, self.grid = dim, fps, tubelet, image // patch
+        if image % patch:
+            raise ValueError(
+                f"patches of {patch} px do not tile frames of {image} px: choose another image size or model size"
+            )
+        self.dim, self.fps, self.tubelet = dim, fps, tubelet
+        self.grid = image // patch  # places in a row
         self.stem, self.patch = conv_stem(stem), patch // math.prod(stride for _, _, stride in stem)
         self.embed = nn.Linear(tubelet * (stem[-1][0] if stem else 3) * self.patch ** 2, dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 
     def tubelets(self, video: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]
-        "Normalised pixels or what the stem makes of them, box by box; what is not real is zero."
-        video = video.to(self.embed.weight.dtype, copy=True).mul_(4 if video.is_floating_point() else 4 / 255).sub_(2)  # -2..2, in place: no second copy of the pixels
+        "Cut normalised pixels, or the stem's features of them, into boxes; what is not real is zero."
+        scale = 4 if video.is_floating_point() else 4 / 255
+        video = video.to(self.embed.weight.dtype, copy=True).mul_(scale).sub_(2)  # -2..2, in place
         video = self.stem(video.flatten(0, 1)).unflatten(0, video_mask.shape)
         video = torch.where(video_mask[:, :, None, None, None], video, 0)
-        short = -video.shape[1] % self.tubelet
-        video, video_mask = nn.functional.pad(video, (0,) * 7 + (short,)), nn.functional.pad(video_mask, (0, short))
-        video = rearrange(video, "b t c h w -> b t h w c").contiguous()  # channels together: the next line then moves rows of memory, not single numbers
-        boxes = rearrange(video, "b (t p) (h q) (w r) c -> b (t h w) (p q r c)", p=self.tubelet, q=self.patch, r=self.patch)
-        return boxes, rearrange(video_mask, "b (t p) -> b t p", p=self.tubelet).any(-1).repeat_interleave(self.grid ** 2, 1)
+        pad = -video.shape[1] % self.tubelet
+        video, video_mask = nn.functional.pad(video, (0,) * 7 + (pad,)), nn.functional.pad(video_mask, (0, pad))
+        video = rearrange(video, "b t c h w -> b t h w c").contiguous()  # the next line then moves rows of memory
+        boxes = rearrange(
+            video, "b (t p) (h q) (w r) c -> b (t h w) (p q r c)", p=self.tubelet, q=self.patch, r=self.patch
+        )
+        mask = rearrange(video_mask, "b (t p) -> b t p", p=self.tubelet).any(-1)
+        return boxes, mask.repeat_interleave(self.grid ** 2, 1)
 
     def forward(
         self,
         video: Tensor,  # [B, T, 3, H, W] uint8, or float in 0..1
         video_mask: Tensor,  # [B, T] bool
         drop: float = 0.0,  # share of the tubelets that are left out, see `drop_tokens`
-    ) -> Tokens:  # [CLS], then moments x rows x columns, or those that were kept, in any order
+    ) -> Tokens:  # [CLS], then moments x rows x columns, or with `drop` those that stay, in any order
         boxes, mask = self.tubelets(video, video_mask)
-        when = sine_positions((torch.arange(boxes.shape[1] // self.grid ** 2, device=boxes.device) + 0.5) * self.tubelet / self.fps, self.dim)
-        position = rearrange(when[:, None] + self.spatial_pos[None], "t n d -> (t n) d")
+        moments = torch.arange(boxes.shape[1] // self.grid ** 2, device=boxes.device) + 0.5
+        temporal_pos = sine_positions(moments * self.tubelet / self.fps, self.dim)
+        position = rearrange(temporal_pos[:, None] + self.spatial_pos[None], "t n d -> (t n) d")
         if drop:
-            kept, mask = drop_tokens(mask, drop)
-            boxes, position = boxes.gather(1, kept[..., None].expand(-1, -1, boxes.shape[2])), nn.functional.embedding(kept, position)
+            indices, mask = drop_tokens(mask, drop)
+            boxes = boxes.gather(1, indices[..., None].expand(-1, -1, boxes.shape[2]))
+            position = nn.functional.embedding(indices, position)
         x = self.embed(boxes)
         return self.stack(x + position.to(x.dtype), mask)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Detector', 'YUNET', 'YUNET_SHA256', 'WEIGHTS_FOLDER', 'cascade_detector', 'yunet_detector', 'fetch_yunet', 'overlap',
-           'follow', 'speaker_box', 'face_locator', 'choose_detector']
+           'track', 'speaker_box', 'face_locator', 'choose_detector']
 
 # %% ../../nbs/2_data/04_faces.ipynb #7ab5553f
 import hashlib, urllib.request
@@ -13,56 +13,70 @@ from functools import lru_cache, partial
 from pathlib import Path
 import cv2, numpy as np
 from .io import write_atomically
-from .decoding import BoxLocator
+from .cropping import BoxLocator
 
 # %% ../../nbs/2_data/04_faces.ipynb #23ce2895
-Detector = Callable[[np.ndarray], np.ndarray]  # RGB picture [H, W, 3] uint8 -> [N, 5]: x, y, width, height in px, confidence above 0
+# RGB frame [H, W, 3] uint8 -> [N, 5]: x, y, width, height in px, confidence above 0
+Detector = Callable[[np.ndarray], np.ndarray]
 
 # %% ../../nbs/2_data/04_faces.ipynb #f0980648
 def cascade_detector(
-    least: float = 0.12,  # smallest face, as a share of the picture's shorter side
+    min_size: float = 0.12,  # smallest face, as a share of the frame's shorter side
 ) -> Detector:
-    "OpenCV's frontal-face cascade, which comes with opencv-python-headless."
+    "Make OpenCV's frontal-face cascade, which comes with opencv-python-headless."
     cascade = cv2.CascadeClassifier(str(Path(cv2.data.haarcascades, "haarcascade_frontalface_default.xml")))
 
-    def detect(picture: np.ndarray) -> np.ndarray:
-        grey, side = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), round(least * min(picture.shape[:2]))
-        boxes, _, weights = cascade.detectMultiScale3(grey, scaleFactor=1.2, minNeighbors=5, minSize=(side, side), outputRejectLevels=True)
+    def detect(frame: np.ndarray) -> np.ndarray:
+        grey, side = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), round(min_size * min(frame.shape[:2]))
+        boxes, _, weights = cascade.detectMultiScale3(
+            grey, scaleFactor=1.2, minNeighbors=5, minSize=(side, side), outputRejectLevels=True
+        )
         return np.array([(*b, max(w, 0.1)) for b, w in zip(boxes, weights)], float).reshape(-1, 5)
     return detect
 
 # %% ../../nbs/2_data/04_faces.ipynb #94ced714
 def yunet_detector(
     path: str | Path,  # the .onnx file
-    least: float = 0.6,  # confidence
+    min_score: float = 0.6,  # confidence
 ) -> Detector:
-    "YuNet, run by OpenCV. Raises FileNotFoundError when the file is not there, ValueError when OpenCV cannot read it."
-    if not Path(path).is_file(): raise FileNotFoundError(f"no YuNet weights in {path}: name the ONNX file (faces = FILE in settings.ini), fetch them with vat_nb.faces.fetch_yunet, or take faces = cascade")
-    try: net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), least)
-    except cv2.error as e: raise ValueError(f"{path} is no YuNet that OpenCV can read ({str(e).strip().splitlines()[-1]})") from None
+    "Load YuNet, run by OpenCV. Raises FileNotFoundError without the file, ValueError when OpenCV cannot read it."
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"no YuNet weights in {path}: name the ONNX file (face_detector = FILE in settings.ini), fetch them with "
+            "vat_nb.data.faces.fetch_yunet, or take face_detector = cascade"
+        )
+    try: net = cv2.FaceDetectorYN.create(str(path), "", (320, 320), min_score)
+    except cv2.error as e:
+        raise ValueError(f"{path} is no YuNet that OpenCV can read ({str(e).strip().splitlines()[-1]})") from None
 
-    def detect(picture: np.ndarray) -> np.ndarray:
-        net.setInputSize(picture.shape[1::-1])
-        faces = net.detect(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
+    def detect(frame: np.ndarray) -> np.ndarray:
+        net.setInputSize(frame.shape[1::-1])
+        faces = net.detect(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))[1]
         return np.zeros((0, 5)) if faces is None else faces[:, [0, 1, 2, 3, 14]].astype(float)
     return detect
 
-
-YUNET = "https://huggingface.co/opencv/face_detection_yunet/resolve/main/face_detection_yunet_2023mar.onnx"  # where OpenCV publishes it
+# %% ../../nbs/2_data/04_faces.ipynb #06c34641
+# where OpenCV publishes it
+YUNET = "https://huggingface.co/opencv/face_detection_yunet/resolve/main/face_detection_yunet_2023mar.onnx"
 YUNET_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
 
 def fetch_yunet(
     folder: str | Path,  # gets the file
-    url: str = YUNET,
+    url: str = YUNET,  # of the ONNX file
     sha256: str | None = None,  # refuse any other file
 ) -> Path:  # the ONNX file
-    "Download YuNet's weights, once. Raises ConnectionError without a network, ValueError when the file is not what was asked for."
+    "Download YuNet's weights, once. Raises ConnectionError without a network, ValueError when it is another file."
     path = Path(folder, url.rsplit("/", 1)[-1])
     if path.is_file() and (not sha256 or hashlib.sha256(path.read_bytes()).hexdigest() == sha256): return path
     try: raw = urllib.request.urlopen(url, timeout=10).read()
-    except OSError as e: raise ConnectionError(f"cannot fetch {url} ({e}): download it where there is a network and put it into {folder}, or take faces = cascade") from None
-    if sha256 and hashlib.sha256(raw).hexdigest() != sha256: raise ValueError(f"{url} is not the file that was asked for (its SHA-256 differs); nothing was written")
+    except OSError as e:
+        raise ConnectionError(
+            f"cannot fetch {url} ({e}): download it where there is a network and put it into {folder}, or take faces "
+            "= cascade"
+        ) from None
+    if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
+        raise ValueError(f"{url} is not the file that was asked for (its SHA-256 differs); nothing was written")
     write_atomically(path, raw)
     return path
 
@@ -71,22 +85,22 @@ def overlap(
     a: np.ndarray,  # [4+] x, y, width, height
     b: np.ndarray,  # [4+]
 ) -> float:  # 0..1
-    "Intersection over union of two boxes."
+    "Compute the intersection over union of two boxes."
     w, h = (max(0.0, min(a[k] + a[k + 2], b[k] + b[k + 2]) - max(a[k], b[k])) for k in (0, 1))
     return w * h / (a[2] * a[3] + b[2] * b[3] - w * h)
 
-
-def follow(
-    found: list[np.ndarray],  # [N, 5] boxes of each frame
-    least: float = 0.2,  # overlap of boxes that belong together
+# %% ../../nbs/2_data/04_faces.ipynb #f0e0f0fb
+def track(
+    detections: list[np.ndarray],  # [N, 5] boxes of each frame
+    min_overlap: float = 0.2,  # of boxes that belong together
 ) -> list[list[np.ndarray]]:  # one list of boxes for each face
     "Link boxes over frames: each joins the face whose last box it overlaps most."
     faces: list[list[np.ndarray]] = []
-    for boxes in found:
+    for boxes in detections:
         free = list(range(len(faces)))
         for box in sorted(boxes, key=lambda b: -b[4]):
             near = max(free, key=lambda i: overlap(faces[i][-1], box), default=None)
-            if near is not None and overlap(faces[near][-1], box) >= least:
+            if near is not None and overlap(faces[near][-1], box) >= min_overlap:
                 faces[near].append(box)
                 free.remove(near)
             else: faces.append([box])
@@ -98,8 +112,8 @@ def speaker_box(
     detector: Detector,
     margin: float = 1.5,  # side of the square, in widths of the face
 ) -> tuple[float, float, float] | None:  # x, y and side in px; None where there is no face
-    "The square around the most persistent and largest face of a clip."
-    faces = [f for f in follow([detector(f) for f in frames]) if len(f) >= min(2, len(frames))]
+    "Find the square around the most persistent and largest face of a clip."
+    faces = [f for f in track([detector(f) for f in frames]) if len(f) >= min(2, len(frames))]
     if not faces: return None
     boxes = np.array(max(faces, key=lambda f: sum(b[2] for b in f)))
     centres, width = boxes[:, :2] + boxes[:, 2:4] / 2, float(np.median(boxes[:, 2:4].max(1)))
@@ -114,9 +128,9 @@ WEIGHTS_FOLDER = Path.home() / ".cache/vat_nb"  # where fetched weights are kept
 
 @lru_cache
 def face_locator(
-    name: str | None,  # None or "none": no faces are looked for; "cascade"; "yunet", fetched once; or the path of YuNet's ONNX file
+    name: str | None,  # None or "none": no faces; "cascade"; "yunet", fetched once; or the path of YuNet's ONNX file
 ) -> BoxLocator | None:
-    "What `read_clip` takes. Raises FileNotFoundError when there is no such file, ConnectionError when it cannot be fetched."
+    "Make what `read_clip` takes. Raises FileNotFoundError without the file, ConnectionError when it cannot be fetched."
     if not name or name == "none": return None
     if name == "yunet": name = str(fetch_yunet(WEIGHTS_FOLDER, sha256=YUNET_SHA256))
     return partial(speaker_box, detector=cascade_detector() if name == "cascade" else yunet_detector(name))
@@ -124,9 +138,13 @@ def face_locator(
 
 def choose_detector(
     folder: str | Path = WEIGHTS_FOLDER,  # where YuNet's file may lie, or is put
-    url: str = YUNET,
+    url: str = YUNET,  # of the ONNX file
 ) -> tuple[str, str]:  # "yunet" or "cascade", and what to tell the user
-    "Take YuNet where its file is there or can be fetched, else the cascade: on 16 real clips of MER2023 YuNet missed no face and the cascade three."
+    "Take YuNet where its file is there or can be fetched, else the cascade."
+    # on 16 real clips of MER2023 YuNet missed no face and the cascade three
     try: return "yunet", f"faces are found by YuNet ({fetch_yunet(folder, url, YUNET_SHA256)})"
     except (ConnectionError, ValueError) as e:
-        return "cascade", f"faces are found by OpenCV's cascade, which misses more of them than YuNet: {str(e).partition(': ')[0]}. Put {url.rsplit('/', 1)[-1]} into {folder}, or name the file (-p face_detector FILE)"
+        return "cascade", (
+            f"faces are found by OpenCV's cascade, which misses more of them than YuNet: {str(e).partition(': ')[0]}. "
+            f"Put {url.rsplit('/', 1)[-1]} into {folder}, or name the file (-p face_detector FILE)"
+        )

@@ -20,17 +20,24 @@ def clip_metadata(
     store: Store,
     clip: Clip,
 ) -> dict[str, Any]:
-    "What is known of a clip, as JSON can hold it; an unknown target is null."
+    "Collect the metadata of a clip, as JSON can hold it; an unknown target is null."
     row = store.ledger.loc[clip.id]
-    made = f"{row['settings']} {row['size']} {row['mtime']}"  # changes with the source and with how it was read
-    return dict(id=clip.id, split=clip.split, emotion=clip.emotion, targets=[t if math.isfinite(t) else None for t in clip.targets], speaker=clip.speaker, duration=float(row["duration"]), made=made)
+    return dict(
+        id=clip.id,
+        split=clip.split,
+        emotion=clip.emotion,
+        targets=[t if math.isfinite(t) else None for t in clip.targets],
+        speaker=clip.speaker,
+        duration=float(row["duration"]),
+        made=f"{row['settings']} {row['size']} {row['mtime']}",  # changes with the source and with how it was read
+    )
 
 
 def member_name(
     id: str,  # of a clip
     suffix: str,  # such as ".json"
 ) -> str:
-    "What a clip's file is called in a shard: webdataset takes all up to the first dot as the key, so dots within an id are written as %2E."
+    "Name a clip's file in a shard. Dots of the id become %2E: webdataset takes all up to the first dot as the key."
     return id.replace("%", "%25").replace(".", "%2E") + suffix
 
 # %% ../../nbs/2_data/13_shards.ipynb #38601450
@@ -38,19 +45,21 @@ def plan_shards(
     clips: list[Clip],
     clips_per_shard: int,  # at most
 ) -> dict[str, list[Clip]]:  # name of each shard -> its clips
-    "Share clips out: shards of one split each, in random order, equally large."
+    "Divide clips into shards: of one split each, in random order, equally large."
     plan: dict[str, list[Clip]] = {}
     for split in sorted({c.split for c in clips}):
         rows = sorted((c for c in clips if c.split == split), key=lambda c: c.id)
-        for part in np.array_split(np.random.default_rng(0).permutation(len(rows)), math.ceil(len(rows) / clips_per_shard)):
-            plan[f"{re.sub('[^A-Za-z0-9-]', '_', split)}-{len(plan):05d}.tar"] = [rows[i] for i in part]
+        order = np.random.default_rng(0).permutation(len(rows))
+        prefix = re.sub("[^A-Za-z0-9-]", "_", split)
+        for chunk in np.array_split(order, math.ceil(len(rows) / clips_per_shard)):
+            plan[f"{prefix}-{len(plan):05d}.tar"] = [rows[i] for i in chunk]
     return plan
 
 
 def pack(
     files: dict[str, bytes],  # name -> content
 ) -> bytes:  # of a tar file
-    "A tar file of some files; equal files give equal bytes."
+    "Make a tar file of some files; equal files give equal bytes."
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for name, content in files.items():
@@ -62,33 +71,43 @@ def pack(
 # %% ../../nbs/2_data/13_shards.ipynb #f4a42d85
 def tar_index(
     path: Path,  # of a shard
-    about: dict[str, bytes],  # id -> JSON that it should hold
-) -> dict[str, tuple[int, int]] | None:  # id -> first byte and number of bytes; None where the shard is not there, or holds something else
-    "Where the clips of a shard lie in it."
+    metadata: dict[str, bytes],  # id -> JSON that it should hold
+) -> dict[str, tuple[int, int]] | None:  # id -> first byte and number of bytes; None where the shard is another
+    "Read where the clips of a shard lie in it."
     try:
         with tarfile.open(path, "r:") as tar:
-            found = {m.name: m for m in tar}
-            if {n: tar.extractfile(m).read() for n, m in found.items() if n.endswith(".json")} != {member_name(id, ".json"): raw for id, raw in about.items()}: return None
-        return {id: (m.offset_data, m.size) for id in about for m in [found[member_name(id, ".safetensors")]]}
+            members = {m.name: m for m in tar}
+            content = {n: tar.extractfile(m).read() for n, m in members.items() if n.endswith(".json")}
+        if content != {member_name(id, ".json"): raw for id, raw in metadata.items()}: return None
+        clips = {id: members[member_name(id, ".safetensors")] for id in metadata}
+        return {id: (m.offset_data, m.size) for id, m in clips.items()}
     except (FileNotFoundError, KeyError, tarfile.TarError): return None
 
-
+# %% ../../nbs/2_data/13_shards.ipynb #a37a0fa6
 def write_shards(
     store: Store,
     folder: str | Path,  # to write to; it becomes a store
     clips_per_shard: int = 500,  # at most; of a clip of 4 s and 16 frames some 230 kB
 ) -> Store:  # the same clips, read from the shards
-    "Write a store as shards; what is there and up to date is left alone. Raises ValueError when the folder holds other shards, OSError when the disk is full."
+    "Write a store as shards, except what is up to date. Raises ValueError for a folder of others, OSError when full."
     folder, members = Path(folder), {}
     plan = plan_shards(store.usable(), clips_per_shard)
-    if other := sorted({p.name for p in folder.glob("*.tar")} - set(plan)): raise ValueError(f"{folder} holds {len(other)} other shards, such as {other[0]}: delete them, or name another folder")
+    if other := sorted({p.name for p in folder.glob("*.tar")} - set(plan)):
+        raise ValueError(
+            f"{folder} holds {len(other)} other shards, such as {other[0]}: delete them, or name another folder"
+        )
     for number, (name, clips) in enumerate(tqdm(plan.items(), desc="shards", unit="shard", mininterval=2)):
-        about = {c.id: json.dumps(clip_metadata(store, c)).encode() for c in clips}
-        if not (at := tar_index(folder / name, about)):
+        metadata = {c.id: json.dumps(clip_metadata(store, c)).encode() for c in clips}
+        if not (places := tar_index(folder / name, metadata)):
             (folder / "index.json").unlink(missing_ok=True)  # it speaks of the shard that was there before
-            write_atomically(folder / name, pack({member_name(c.id, suffix): raw for c in clips for suffix, raw in ((".safetensors", store.raw(c)), (".json", about[c.id]))}))
-            at = tar_index(folder / name, about)
-        members |= {id: (number, *place) for id, place in at.items()}
-    for name in ("clips.csv", "ledger.csv", "settings.json"): write_atomically(folder / name, read_file(f"{store.path}/{name}"))
+            files = {}
+            for c in clips:
+                files[member_name(c.id, ".safetensors")] = store.raw(c)
+                files[member_name(c.id, ".json")] = metadata[c.id]
+            write_atomically(folder / name, pack(files))
+            places = tar_index(folder / name, metadata)
+        members |= {id: (number, *place) for id, place in places.items()}
+    for name in ("clips.csv", "ledger.csv", "settings.json"):
+        write_atomically(folder / name, read_file(f"{store.path}/{name}"))
     write_atomically(folder / "index.json", json.dumps(dict(shards=list(plan), members=members)).encode())
     return open_store(folder)

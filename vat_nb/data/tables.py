@@ -60,7 +60,7 @@ class LabelTable:
 
 
 def _header(names: Sequence[str], file: str) -> tuple[list[str], list[Finding]]:
-    "Names of the columns, each once."
+    "Return the names of the columns, each once, and what was doubtful about them."
     out, findings = [], []
     for i, name in enumerate(map(str.strip, names), 1):
         if not name: name = f"column {i}"
@@ -71,40 +71,51 @@ def _header(names: Sequence[str], file: str) -> tuple[list[str], list[Finding]]:
     return out, findings
 
 
-def read_table(
-    path: str | Path,  # CSV with a header; separated by commas, semicolons or tabs
-) -> LabelTable:
-    "Read a label file as text. Raises ReleaseError when it has no rows."
-    path = Path(path)
-    text, encoding = decode_text(path.read_bytes())
-    skipped = 1 if text.lower().startswith("sep=") else 0  # a line that only spreadsheets read
-    lines = text.splitlines(keepends=True)[skipped:]
-    first = next((line for line in lines if line.strip()), "")
-    if not first: raise ReleaseError(f"{path}: the label file is empty")
-    separator = max(",;\t", key=first.count)
-    reader, rows, header, findings = csv.reader(lines, delimiter=separator, skipinitialspace=True), [], None, []
+def _field_finding(cells: list[str], header: list[str], where: str, separator: str) -> Finding | None:
+    "Report a row with more or fewer fields than the header."
+    if any(cells[len(header):]):
+        detail = f"{len(cells)} fields, the header has {len(header)}: put a name with {separator!r} in quotes"
+        return Finding("error", "more fields than the header", cells[0], where, detail)
+    if len(cells) >= len(header): return None
+    detail = f"{len(cells)} of {len(header)} fields: the others count as empty"
+    return Finding("warning", "fewer fields than the header", cells[0], where, detail)
+
+# %% ../../nbs/2_data/05_tables.ipynb #16c032f3
+def _parse_rows(lines: list[str], separator: str, path: Path, skip: int) -> LabelTable:
+    "Read the lines of a table; `skip` lines of the file stand before them."
+    reader, rows, header = csv.reader(lines, delimiter=separator, skipinitialspace=True), [], None
     try:
         for cells in reader:
-            where = f"{path.name}:{reader.line_num + skipped}"
+            where = f"{path.name}:{reader.line_num + skip}"
             cells = [c.strip() for c in cells]
             if not any(cells): continue
             if header is None:
                 header, findings = _header(cells, path.name)
                 continue
-            if any(cells[len(header):]):
-                detail = f"{len(cells)} fields, the header has {len(header)}: put a name with {separator!r} in quotes"
-                findings.append(Finding("error", "more fields than the header", cells[0], where, detail))
-            elif len(cells) < len(header):
-                detail = f"{len(cells)} of {len(header)} fields: the others count as empty"
-                findings.append(Finding("warning", "fewer fields than the header", cells[0], where, detail))
+            if finding := _field_finding(cells, header, where, separator): findings.append(finding)
             rows.append([*(cells + [""] * len(header))[:len(header)], where])
     except csv.Error as e:
-        line = reader.line_num + skipped
+        line = reader.line_num + skip
         raise ReleaseError(f"{path}:{line}: this is no table ({e}): is a quote not closed?") from None
+    if header is None: raise ReleaseError(f"{path}: the label file is empty")
+    return LabelTable(pd.DataFrame(rows, columns=[*header, "where"], dtype=str), findings)
+
+# %% ../../nbs/2_data/05_tables.ipynb #27980b8e
+def read_table(
+    path: str | Path,  # CSV with a header; separated by commas, semicolons or tabs
+) -> LabelTable:
+    "Read a label file as text. Raises ReleaseError when it has no rows, or a quote is not closed."
+    path = Path(path)
+    text, encoding = decode_text(path.read_bytes())
+    skip = 1 if text.lower().startswith("sep=") else 0  # a line that only spreadsheets read
+    lines = text.splitlines(keepends=True)[skip:]
+    first = next((line for line in lines if line.strip()), "")
+    if not first: raise ReleaseError(f"{path}: the label file is empty")
+    table = _parse_rows(lines, max(",;\t", key=first.count), path, skip)
     if encoding not in ("UTF-8", "UTF-16"):
         detail = f"read as {encoding}; save the file as UTF-8 if letters are wrong"
-        findings.append(Finding("info", "encoding", "", path.name, detail))
-    return LabelTable(pd.DataFrame(rows, columns=[*header, "where"], dtype=str), findings)
+        table.findings.append(Finding("info", "encoding", "", path.name, detail))
+    return table
 
 # %% ../../nbs/2_data/05_tables.ipynb #1eceaf76
 MISSING = frozenset((
@@ -113,16 +124,16 @@ MISSING = frozenset((
 
 
 def is_missing(
-    cell: str,
+    cell: str,  # as the table has it
 ) -> bool:
-    "Whether a cell says that there is nothing."
+    "Tell whether a cell says that there is nothing."
     return cell.strip().lower() in MISSING
 
 
 def number_in(
     cell: str,  # such as "0.8", "0,8" or "−3"
 ) -> float:  # NaN where it is no number, and where it is missing
-    "The number that a cell means; a comma without a point is a decimal comma."
+    "Read the number that a cell means; a comma without a point is a decimal comma."
     text = cell.strip().replace("\u2212", "-")
     if text.count(",") == 1 and "." not in text: text = text.replace(",", ".")
     try: return math.nan if "_" in text else float(text)
@@ -139,6 +150,18 @@ COLUMNS = dict(
     end=("end", "end_time", "stop", "offset"),
     id=("id", "clip_id", "utterance", "utterance_id", "segment_id"),
 )  # what a column holds -> names that say so
+
+
+def match_columns(
+    columns: Iterable[str],  # names as the file has them
+    roles: dict[str, Sequence[str]] = COLUMNS,  # what a column holds -> names that say so, the first one first
+) -> dict[str, str]:  # what it holds -> the column's name
+    "Find which column holds what, by its name."
+    by_name = {name.lower(): name for name in reversed(list(columns))}
+    matches = {role: [by_name[n.lower()] for n in names if n.lower() in by_name] for role, names in roles.items()}
+    return {role: names[0] for role, names in matches.items() if names}
+
+# %% ../../nbs/2_data/05_tables.ipynb #fb4c5be3
 DIMENSIONS = frozenset((
     "valence", "arousal", "dominance", "activation", "power", "expectation", "intensity", "pleasure", "engagement",
     "liking", "likability", "trustworthiness", "stress", "sentiment",
@@ -149,23 +172,12 @@ FACTS = frozenset((
 ))  # about a file or a person: decimals in such a column are no ratings
 
 
-def match_columns(
-    columns: Iterable[str],  # names as the file has them
-    roles: dict[str, Sequence[str]] = COLUMNS,  # what a column holds -> names that say so, the first one first
-) -> dict[str, str]:  # what it holds -> the column's name
-    "Which column holds what, by its name."
-    by_name = {name.lower(): name for name in reversed(list(columns))}
-    first = lambda names: next((by_name[n.lower()] for n in names if n.lower() in by_name), None)
-    matches = {role: first(names) for role, names in roles.items()}
-    return {role: name for role, name in matches.items() if name is not None}
-
-# %% ../../nbs/2_data/05_tables.ipynb #fb4c5be3
 class Column(NamedTuple):
     "How a column of numbers was judged."
     is_target: bool
     reason: str  # in words, for the report
 
-
+# %% ../../nbs/2_data/05_tables.ipynb #0fa85516
 def judge_numbers(
     name: str,  # of the column
     cells: Sequence[str],  # text
@@ -174,8 +186,8 @@ def judge_numbers(
     cells = [c for c in cells if not is_missing(c)]
     numbers = [x for x in map(number_in, cells) if math.isfinite(x)]
     if not numbers: return Column(False, "it holds no numbers")
-    least = 0.5 if name.lower() in DIMENSIONS else 0.8  # share of the cells
-    if len(numbers) < least * len(cells):
+    min_share = 0.5 if name.lower() in DIMENSIONS else 0.8  # of the cells
+    if len(numbers) < min_share * len(cells):
         return Column(False, f"only {len(numbers)} of {len(cells)} cells are numbers")
     if name.lower() in FACTS: return Column(False, "it says something about the file or the person, and is no rating")
     if any(x != int(x) for x in numbers) or name.lower() in DIMENSIONS: return Column(True, f"{len(numbers)} ratings")
@@ -183,30 +195,30 @@ def judge_numbers(
 
 # %% ../../nbs/2_data/05_tables.ipynb #3204f1e8
 def spelling_key(
-    word: str,
+    word: str,  # such as the name of a class
 ) -> str:
-    "What is left of a word when capitals, blanks and the form of a number do not count."
+    "Return what is left of a word when capitals, blanks and the form of a number do not count."
     number = number_in(word)
     if math.isfinite(number): return f"{number:g}"
     return "".join(word.casefold().replace("_", " ").replace("-", " ").split())
 
 
 def spellings(
-    words: Iterable[str],
+    words: Iterable[str],  # one for each row
 ) -> list[list[str]]:  # groups of two and more, the most frequent spelling first
-    "Words that differ in capitals, blanks or the form of a number only."
+    "Group words that differ in capitals, blanks or the form of a number only."
     groups: dict[str, dict[str, int]] = {}
     for word in words:
         counts = groups.setdefault(spelling_key(word), {})
         counts[word] = counts.get(word, 0) + 1
     return [sorted(counts, key=lambda w: (-counts[w], w)) for counts in groups.values() if len(counts) > 1]
 
-
+# %% ../../nbs/2_data/05_tables.ipynb #455ea9b1
 def sort_classes(
-    names: Iterable[str],
+    names: Iterable[str],  # in any order, repeated or not
 ) -> tuple[str, ...]:
-    "Names in an order that does not depend on the rows: numbers by value, words by letter."
-    def place(name: str) -> tuple[bool, float, str]:
+    "Sort names in an order that does not depend on the rows: numbers by value, words by letter."
+    def rank(name: str) -> tuple[bool, float, str]:
         number = number_in(name)
         return not math.isfinite(number), number if math.isfinite(number) else 0.0, name
-    return tuple(sorted(set(names), key=place))
+    return tuple(sorted(set(names), key=rank))

@@ -7,7 +7,6 @@ __all__ = ['read_hf_image', 'read_hf_video', 'read_timm', 'read_graph_image', 'V
 
 # %% ../../nbs/4_encoders/04_video_backbones.ipynb #1b40cf67
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 import torch, torch.nn.functional as F
@@ -15,7 +14,9 @@ from torch import Tensor, nn
 from ..data.io import read_json, suggest
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
-from .weights import _fetching, import_optional, load_checkpoint, load_state, load_strict, parse_computing_encoder
+from vat_nb.encoders.weights import (
+    _download_errors, import_optional, load_checkpoint, load_state, load_strict, parse_computing_encoder,
+)
 
 # %% ../../nbs/4_encoders/04_video_backbones.ipynb #e4baeb7e
 def read_hf_image(
@@ -23,7 +24,7 @@ def read_hf_image(
     reader: LayerReader,  # of the model
     x: Tensor,  # [N, 1, 3, H, W]
 ) -> tuple[Tensor | None, Tensor]:  # [N, D] or None, [N, 1, h, w, D]; with layers to mix [..., L, D]
-    "[CLS] and patches of a Hugging Face image model; special tokens come first, however many they are."
+    "Read [CLS] and patches of a Hugging Face image model; special tokens come first, however many they are."
     with reader.recording() as outputs: last = model(pixel_values=x[:, 0]).last_hidden_state
     y, patch = reader.combine(outputs, last), model.config.patch_size
     h, w = x.shape[-2] // patch, x.shape[-1] // patch
@@ -32,29 +33,37 @@ def read_hf_image(
 
 def read_hf_video(
     model: nn.Module,
-    reader: LayerReader,
+    reader: LayerReader,  # of the model
     x: Tensor,  # [N, frames, 3, H, W]
 ) -> tuple[None, Tensor]:  # None, [N, moments, h, w, D]
-    "Tubelets of VideoMAE, which has no [CLS]."
+    "Read the tubelets of VideoMAE, which has no [CLS]."
     with reader.recording() as outputs: last = model(pixel_values=x).last_hidden_state
     moments, rows = x.shape[1] // model.config.tubelet_size, x.shape[-2] // model.config.patch_size
     return None, reader.combine(outputs, last).unflatten(1, (moments, rows, -1))
 
-
-def read_timm(model: nn.Module, reader: LayerReader, x: Tensor) -> tuple[Tensor | None, Tensor]:
-    "What timm gives to its head, and the patches or the feature map before that; of lower layers [CLS] and patches."
+# %% ../../nbs/4_encoders/04_video_backbones.ipynb #1f57fcc9
+def read_timm(
+    model: nn.Module,
+    reader: LayerReader,  # of the model
+    x: Tensor,  # [N, 1, 3, H, W]
+) -> tuple[Tensor | None, Tensor]:  # as `read_hf_image`
+    "Read the input of timm's head and the patches or feature map before it; of lower layers, [CLS] and patches."
     with reader.recording() as outputs: last = model.forward_features(x[:, 0])
     y, special = reader.combine(outputs, last), getattr(model, "num_prefix_tokens", 0)
     if last.ndim == 3:
-        whole = model.forward_head(last, pre_logits=True) if y is last else y[:, 0] if special else None
-        return whole, y[:, special:].unflatten(1, model.patch_embed.grid_size)[:, None]
+        cls = model.forward_head(last, pre_logits=True) if y is last else y[:, 0] if special else None
+        return cls, y[:, special:].unflatten(1, model.patch_embed.grid_size)[:, None]
     if last.shape[1] == model.num_features and not reader.indices:
         y = y.permute(0, 2, 3, 1)  # a feature map, channels first
     return model.forward_head(last, pre_logits=True) if y is last or not reader.indices else None, y[:, None]
 
-
-def read_graph_image(model: OnnxGraph, reader: LayerReader, x: Tensor) -> tuple[Tensor | None, Tensor]:
-    "One feature a frame, or a feature map, of an ONNX graph. Raises ValueError for an output of another shape."
+# %% ../../nbs/4_encoders/04_video_backbones.ipynb #469bc6d3
+def read_graph_image(
+    model: OnnxGraph,
+    reader: LayerReader,  # not used: only the output of a graph can be read
+    x: Tensor,  # [N, 1, 3, H, W]
+) -> tuple[Tensor | None, Tensor]:  # as `read_hf_image`
+    "Read one feature a frame, or a feature map, of an ONNX graph. Raises ValueError for an output of another shape."
     y = model(x[:, 0])
     if y.ndim == 2: return y, y[:, None, None, None]
     if y.ndim == 4: return None, y.permute(0, 2, 3, 1)[:, None]
@@ -65,50 +74,51 @@ def read_graph_image(model: OnnxGraph, reader: LayerReader, x: Tensor) -> tuple[
 
 # %% ../../nbs/4_encoders/04_video_backbones.ipynb #a8dd7462
 class VideoBackbone(nn.Module):
-    "Frames to features of a pretrained encoder."
+    "A pretrained encoder of video: from frames to features."
 
     def __init__(
         self,
         model: nn.Module,
-        read: Callable,  # model, reader, [N, frames, 3, H, W] -> whole [N, D] or None, places [N, moments, h, w, D]
+        forward_fn: Callable,  # model, reader, [N, frames, 3, H, W] -> [N, D] or None, [N, moments, h, w, D]
         name: str,  # as the user gave it
         size: tuple[int, int],  # height and width that the model takes, in px
         mean: tuple[float, ...], std: tuple[float, ...],  # of the pixels in 0..1, by channel
         fps: float,  # frames per second of the videos
-        grid: int = 1,  # places per side of a frame; 1: one feature a moment, [CLS] or else the mean of the patches
+        grid: int = 1,  # cells per side of a frame; 1: one feature a moment, [CLS] or else the mean of the patches
         layers: int | str = "middle",  # see `layer_indices`
-        rate: float | None = None,  # moments a second, see `pool_time`; None is the encoder's own rate
-        frames: int = 1,  # frames that the model sees at once
+        rate: float | None = None,  # moments a second, see `pool_time`; None keeps the encoder's own rate
+        frames: int = 1,  # frames of one input of the model
         tubelet: int = 1,  # frames of a moment
         mode: str = "bilinear",  # interpolation
-        crop: float = 1.0,  # share of the picture's side that is cut out of its middle
+        crop: float = 1.0,  # share of the side that is cut out of the frame's middle
     ):
         super().__init__()
-        self.model, self.read, self.name, self.size, self.frames, self.mode, self.crop = (
-            model, read, name, size, frames, mode, crop,
-        )
+        self.model, self.forward_fn, self.name = model, forward_fn, name
+        self.size, self.frames, self.mode, self.crop = size, frames, mode, crop
         self.reader, self.rate = LayerReader(model, layers), rate
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
-        self.own = FeatureLayout(0, tubelet / fps, tubelet / fps / 2, grid, tubelet)
-        with torch.no_grad(): one = self.encode_frames(torch.zeros(1, frames, 3, *size))
-        self.tail = one.shape[3:]  # [D], or [L, D] where layers are mixed
-        self.own = self.own._replace(width=one.shape[-1], layers=one.shape[3] if one.ndim > 4 else 1)
-        self.layout, self.dim = self.own.at_rate(rate), one.shape[-1]
+        self.native = FeatureLayout(0, tubelet / fps, tubelet / fps / 2, grid, tubelet)
+        with torch.no_grad(): zeros = self.encode_frames(torch.zeros(1, frames, 3, *size))
+        self.feature_shape = zeros.shape[3:]  # [D], or [L, D] where layers are mixed
+        self.native = self.native._replace(width=zeros.shape[-1], layers=zeros.shape[3] if zeros.ndim > 4 else 1)
+        self.layout, self.dim = self.native.at_rate(rate), zeros.shape[-1]
 
-    def encode_frames(self, x: Tensor) -> Tensor:  # [N, frames, 3, H, W] uint8 or 0..1 -> [N, moments, grid * grid, D]
-        "Features of whole clips."
-        x, n, grid = x.flatten(0, 1), len(x), self.own.grid
+    def encode_frames(
+        self,
+        x: Tensor,  # [N, frames, 3, H, W] uint8, or float in 0..1
+    ) -> Tensor:  # [N, moments, grid * grid, D]
+        "Compute the features of whole clips."
+        x, n, grid = x.flatten(0, 1), len(x), self.native.grid
         x = x.float() if x.is_floating_point() else x.float() / 255
         if self.crop < 1:
             margins = [round((1 - self.crop) / 2 * side) for side in x.shape[-2:]]
             x = x[..., margins[0]:x.shape[-2] - margins[0], margins[1]:x.shape[-1] - margins[1]]
         if x.shape[-2:] != self.size: x = F.interpolate(x, self.size, mode=self.mode, antialias=True).clamp(0, 1)
-        whole, places = self.read(self.model, self.reader, ((x - self.mean) / self.std).unflatten(0, (n, -1)))
-        if grid == 1: return whole[:, None, None] if whole is not None else places.mean((2, 3))[:, :, None]
-        tail = places.shape[4:]
-        pooled = F.adaptive_avg_pool2d(places.flatten(4).flatten(0, 1).movedim(-1, 1), grid)
-        return pooled.flatten(2).mT.unflatten(0, places.shape[:2]).unflatten(3, tail)
+        cls, patches = self.forward_fn(self.model, self.reader, ((x - self.mean) / self.std).unflatten(0, (n, -1)))
+        if grid == 1: return cls[:, None, None] if cls is not None else patches.mean((2, 3))[:, :, None]
+        pooled = F.adaptive_avg_pool2d(patches.flatten(4).flatten(0, 1).movedim(-1, 1), grid)
+        return pooled.flatten(2).mT.unflatten(0, patches.shape[:2]).unflatten(3, patches.shape[4:])
 
     def forward(
         self,
@@ -117,32 +127,40 @@ class VideoBackbone(nn.Module):
     ) -> tuple[Tensor, Tensor]:  # features [B, M * G, D], moment by moment, and mask [B, M * G]
         return self.pool(*self.unpooled(video, video_mask))
 
-    def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # of `unpooled` -> as many as `rate` asks
+    def pool(
+        self,
+        features: Tensor, mask: Tensor,  # of `unpooled`
+    ) -> tuple[Tensor, Tensor]:  # at the given rate
         "Average features over time."
-        if not self.own.pools_to(self.rate): return features, mask
-        places = self.own.grid ** 2
-        moments, real = features.unflatten(1, (-1, places)), mask[:, ::places]
-        moments, real = pool_time(moments, real, self.own.times(real.shape[1], real.device), self.rate)
-        return moments.flatten(1, 2), real.repeat_interleave(places, 1)
+        if not self.native.pools_to(self.rate): return features, mask
+        cells = self.native.grid ** 2
+        moments, real = features.unflatten(1, (-1, cells)), mask[:, ::cells]
+        moments, real = pool_time(moments, real, self.native.times(real.shape[1], real.device), self.rate)
+        return moments.flatten(1, 2), real.repeat_interleave(cells, 1)
 
-    def unpooled(self, video: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:  # as `forward`
-        "Features at the encoder's own rate."
-        T, n, layout = video_mask.shape[1], self.frames, self.own
-        at = torch.arange(T, device=video_mask.device)
+    def unpooled(
+        self,
+        video: Tensor, video_mask: Tensor,  # as in `forward`
+    ) -> tuple[Tensor, Tensor]:
+        "Compute features at the encoder's own rate."
+        T, n, layout = video_mask.shape[1], self.frames, self.native
+        index = torch.arange(T, device=video_mask.device)
         # [B, T] the frame itself, or the last real one before it
-        last = torch.where(video_mask[:, None] & (at <= at[:, None]), at, 0).amax(-1)
+        last = torch.where(video_mask[:, None] & (index <= index[:, None]), index, 0).amax(-1)
         last = torch.cat([last, last[:, -1:].expand(-1, -T % n)], 1)
         clips, real = last.unflatten(1, (-1, n)), F.pad(video_mask, (0, -T % n)).unflatten(1, (-1, n))
-        rows, parts = real.any(-1).nonzero(as_tuple=True)
-        out = torch.zeros(*clips.shape[:2], n // layout.tubelet, layout.grid ** 2, *self.tail, device=video.device)
-        for r, p in zip(rows.split(64), parts.split(64)):  # so many at a time, whatever the batch
-            if len(r): out[r, p] = self.encode_frames(video[r[:, None], clips[r, p]]).to(out.dtype)
+        rows, columns = real.any(-1).nonzero(as_tuple=True)
+        shape = (*clips.shape[:2], n // layout.tubelet, layout.grid ** 2, *self.feature_shape)
+        out = torch.zeros(shape, device=video.device)
+        for r, c in zip(rows.split(64), columns.split(64)):  # 64 clips at a time, whatever the batch
+            if len(r): out[r, c] = self.encode_frames(video[r[:, None], clips[r, c]]).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
         return features.flatten(1, 2), mask.repeat_interleave(layout.grid ** 2, 1)
 
 # %% ../../nbs/4_encoders/04_video_backbones.ipynb #60331c67
-def _timm_settings(model: str, file: str) -> dict[str, Any]:
+def _timm_model(model: str, file: str) -> nn.Module:
+    "Load a timm model without its head, from a folder, a file or the hub."
     timm, hub, folder = import_optional("timm"), import_optional("huggingface_hub"), Path(model)
     if folder.is_dir():
         file = next((str(folder / f) for f in ("model.safetensors", "pytorch_model.bin") if (folder / f).is_file()), "")
@@ -155,49 +173,45 @@ def _timm_settings(model: str, file: str) -> dict[str, Any]:
                 f"{folder} is no timm checkpoint folder: its config.json names no architecture; "
                 f"if it is one of Hugging Face, give hf:{folder}"
             )
-        net = load_strict(
-            timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0), load_state(file), str(folder)
-        )
-    elif not timm.is_model(model.split(".")[0]):
+        net = timm.create_model(f"local-dir:{folder}", pretrained=False, num_classes=0)
+        return load_strict(net, load_state(file), str(folder))
+    if not timm.is_model(model.split(".")[0]):
         raise ValueError(f"timm has no model {model!r}: {suggest(model, timm.list_models(pretrained=True))}")
-    elif file: net = load_strict(timm.create_model(model, num_classes=0), load_state(file), file)
-    else:
-        with _fetching(f"timm:{model}", f"such as timm:{model}=/models/model.safetensors"):
-            cached = hub.try_to_load_from_cache(timm.get_pretrained_cfg(model).hf_hub_id, "model.safetensors")
-            if not isinstance(cached, str): hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
-            overlay = dict(file=cached) if isinstance(cached, str) else None
-            net = timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    config = timm.data.resolve_model_data_config(net)
+    if file: return load_strict(timm.create_model(model, num_classes=0), load_state(file), file)
+    with _download_errors(f"timm:{model}", f"such as timm:{model}=/models/model.safetensors"):
+        cached = hub.try_to_load_from_cache(timm.get_pretrained_cfg(model).hf_hub_id, "model.safetensors")
+        if not isinstance(cached, str): hub.get_session().head(hub.constants.ENDPOINT, timeout=5)
+        overlay = dict(file=cached) if isinstance(cached, str) else None
+        return timm.create_model(model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
+
+# %% ../../nbs/4_encoders/04_video_backbones.ipynb #3d494923
+def _timm_settings(model: str, file: str) -> dict[str, Any]:
+    "Collect the arguments of `VideoBackbone` for a timm model."
+    net = _timm_model(model, file)
+    config = import_optional("timm").data.resolve_model_data_config(net)
     mode = config["interpolation"] if config["interpolation"] in ("bilinear", "bicubic") else "bilinear"
+    size = tuple(config["input_size"][1:])
     return dict(
-        model=net.eval(),
-        read=read_timm,
-        size=tuple(config["input_size"][1:]),
-        mean=config["mean"],
-        std=config["std"],
-        mode=mode,
+        model=net.eval(), forward_fn=read_timm, size=size, mean=config["mean"], std=config["std"], mode=mode
     )
 
 
 def _hf_settings(model: str) -> dict[str, Any]:
+    "Collect the arguments of `VideoBackbone` for a Hugging Face checkpoint."
     checkpoint = load_checkpoint(model, "video")
-    net, said = checkpoint.model, checkpoint.preprocessor
-    # DINOv2 was made for pictures of 518 px, and is used at 224
-    side = said.get("crop_size") or said.get("size") or net.config.image_size
+    net, config = checkpoint.model, checkpoint.preprocessor
+    # DINOv2 was trained on images of 518 px, and is used at 224
+    side = config.get("crop_size") or config.get("size") or net.config.image_size
     if isinstance(side, dict): side = (side["height"], side["width"]) if "height" in side else side["shortest_edge"]
     size = (side, side) if isinstance(side, int) else tuple(side)
-    settings = dict(
-        model=net,
-        size=size,
-        mean=said["image_mean"],
-        std=said["image_std"],
-        mode="bicubic" if said.get("resample") == 3 else "bilinear",
-    )
-    if net.config.model_type != "videomae": return settings | dict(read=read_hf_image)
-    return settings | dict(read=read_hf_video, frames=net.config.num_frames, tubelet=net.config.tubelet_size)
+    mode = "bicubic" if config.get("resample") == 3 else "bilinear"
+    settings = dict(model=net, size=size, mean=config["image_mean"], std=config["image_std"], mode=mode)
+    if net.config.model_type != "videomae": return settings | dict(forward_fn=read_hf_image)
+    return settings | dict(forward_fn=read_hf_video, frames=net.config.num_frames, tubelet=net.config.tubelet_size)
 
-
+# %% ../../nbs/4_encoders/04_video_backbones.ipynb #f8b201b3
 def _onnx_settings(path: str, values: Mapping[str, Any] | None) -> dict[str, Any]:
+    "Collect the arguments of `VideoBackbone` for an ONNX graph."
     graph = OnnxGraph(path, "video", values)
     options, (height, width) = graph.options, graph.shape[2:]
     side = (height or options.size, width or options.size)
@@ -206,22 +220,22 @@ def _onnx_settings(path: str, values: Mapping[str, Any] | None) -> dict[str, Any
             f"{path} does not say how large its pictures are: "
             "give video_options {'size': 224}, or what its authors say"
         )
-    full = 255 * options.scale  # what white becomes
-    mean, std = tuple(m / full for m in options.mean), tuple(s / full for s in options.std)
-    return dict(model=graph, read=read_graph_image, size=side, mean=mean, std=std, crop=options.crop)
+    white = 255 * options.scale  # value of a white pixel
+    mean, std = tuple(m / white for m in options.mean), tuple(s / white for s in options.std)
+    return dict(model=graph, forward_fn=read_graph_image, size=side, mean=mean, std=std, crop=options.crop)
 
-
+# %% ../../nbs/4_encoders/04_video_backbones.ipynb #9ac1c9b4
 def load_video_backbone(
     name: str,  # such as "hf:openai/clip-vit-large-patch14", "timm:vit_small_patch16_224", "onnx:/models/emotion.onnx"
     fps: float,  # frames per second of the videos
-    grid: int = 1,  # places per side of a frame
+    grid: int = 1,  # cells per side of a frame
     layers: int | str = "middle",  # see `layer_indices`
     rate: float | None = None,  # moments a second; None is the encoder's own rate
     options: Mapping[str, Any] | None = None,  # what an ONNX graph does not say, see `OnnxOptions`
 ) -> VideoBackbone:
     "Load an encoder of frames. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
     encoder = parse_computing_encoder(name, "video", options)
-    read = dict(
-        timm=partial(_timm_settings, file=encoder.file), hf=_hf_settings, onnx=partial(_onnx_settings, values=options)
-    )
-    return VideoBackbone(**read[encoder.source](encoder.model), name=name, fps=fps, grid=grid, layers=layers, rate=rate)
+    if encoder.source == "timm": settings = _timm_settings(encoder.model, encoder.file)
+    elif encoder.source == "hf": settings = _hf_settings(encoder.model)
+    else: settings = _onnx_settings(encoder.model, options)
+    return VideoBackbone(**settings, name=name, fps=fps, grid=grid, layers=layers, rate=rate)

@@ -30,77 +30,77 @@ def probe_inputs(
     loader: DataLoader,  # batches of clips, not shuffled; a clip may come in several windows
     clips: int,  # N
 ) -> dict[str, np.ndarray]:  # head -> [N, W], the mean over a clip's windows
-    "What the probes read of every clip."
+    "Compute the inputs of the probes for every clip."
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
-    rows, parts = [], []
+    rows, statistics = [], []
     for batch in loader:
         rows.append(batch.index)
-        parts.append({head: x.double().cpu() for head, x in model.encode(batch.to(device)).statistics.items()})
+        statistics.append({head: x.double().cpu() for head, x in model.encode(batch.to(device)).statistics.items()})
     model.train(was_training)
-    row = torch.cat(rows)
-    count = torch.bincount(row, minlength=clips)[:, None].clamp(min=1)
-    def mean(x): return (torch.zeros(clips, x.shape[1], dtype=x.dtype).index_add(0, row, x) / count).numpy()
-    return {head: mean(torch.cat([p[head] for p in parts])) for head in parts[0]}
+    index = torch.cat(rows)
+    count = torch.bincount(index, minlength=clips)[:, None].clamp(min=1)
+    def mean(x): return (torch.zeros(clips, x.shape[1], dtype=x.dtype).index_add(0, index, x) / count).numpy()
+    return {head: mean(torch.cat([s[head] for s in statistics])) for head in statistics[0]}
 
 
 def people_of_clips(clips: Sequence[Clip]) -> np.ndarray:
-    "Speakers, or nobody where one is unknown: then clips are left out at random."
+    "Return the speakers, or one name for all where a speaker is unknown: then clips are left out at random."
     return np.array([c.speaker for c in clips] if all(c.speaker for c in clips) else [""] * len(clips))
 
-
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #f71ae2d3
 @torch.no_grad()
 def start_from_probe(
     model: VAT,  # changed in place
     loader: DataLoader,  # of the labelled training clips, not shuffled
     clips: Sequence[Clip],  # those of the loader
-    y: np.ndarray, targets: np.ndarray,  # [N] class, -100 where unknown, and [N, K] targets, NaN where unknown
+    y: np.ndarray,  # [N] class, -100 where unknown
+    targets: np.ndarray,  # [N, K] targets, NaN where unknown
     weights: np.ndarray | None = None,  # [N] of the clips; None counts all alike
 ) -> None:
     "Fit a linear model for each head and let the head begin there (Kumar et al. 2022)."
     inputs, people = probe_inputs(model, loader, len(clips)), people_of_clips(clips)
-    known = np.flatnonzero(y >= 0)
     for name, x in inputs.items():
         head, probe = model.heads[name], model.probes[name]
-        fitted = [(np.zeros((0, x.shape[1])), np.zeros(0))]
-        if head.classes:
-            fitted = [(np.zeros((head.classes, x.shape[1])), np.zeros(head.classes))]
-            if len(np.unique(y[known])) > 1:
-                of = None if weights is None else weights[known]
-                fitted = [
-                    linear_weights(
-                        fit_linear("logistic regression", x[known], y[known], people[known], of), head.classes
-                    )
-                ]
-        fitted += [fit_target(x, t) for t in ((targets - head.mean.cpu().numpy()) / head.std.cpu().numpy()).T]
-        for parameter, values in zip((probe.weight, probe.bias), (np.concatenate(p) for p in zip(*fitted))):
+        maps = [_fit_classes(x, y, people, head.classes, weights)]
+        maps += [fit_target(x, t) for t in ((targets - head.mean.cpu().numpy()) / head.std.cpu().numpy()).T]
+        for parameter, values in zip((probe.weight, probe.bias), (np.concatenate(p) for p in zip(*maps))):
             parameter.copy_(torch.from_numpy(values))
         for p in head.out.parameters(): torch.nn.init.zeros_(p)
 
 
+def _fit_classes(
+    x: np.ndarray, y: np.ndarray, people: np.ndarray, classes: int, weights: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:  # [C, W] and [C]; zero where fewer than two classes occur
+    rows = np.flatnonzero(y >= 0)
+    if not classes or len(np.unique(y[rows])) < 2: return np.zeros((classes, x.shape[1])), np.zeros(classes)
+    weights = None if weights is None else weights[rows]
+    return linear_weights(fit_linear("logistic regression", x[rows], y[rows], people[rows], weights), classes)
+
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #3e54d4b8
 def fit_target(
     x: np.ndarray,  # [N, W]
     target: np.ndarray,  # [N] in standard deviations; NaN where unknown
 ) -> tuple[np.ndarray, np.ndarray]:  # [1, W] and [1]
-    "Ridge regression as one linear map; zero where fewer than three clips are known."
-    known = np.isfinite(target)
-    if known.sum() < 3: return np.zeros((1, x.shape[1])), np.zeros(1)
-    scaler, ridge = StandardScaler().fit(x[known]), RidgeCV(TARGET_ALPHAS)
-    ridge.fit(scaler.transform(x[known]), target[known])
-    row = ridge.coef_ / scaler.scale_
-    return row[None], np.array([ridge.intercept_ - row @ scaler.mean_])
+    "Fit ridge regression as one linear map; zero where fewer than three clips have the target."
+    rows = np.isfinite(target)
+    if rows.sum() < 3: return np.zeros((1, x.shape[1])), np.zeros(1)
+    scaler, ridge = StandardScaler().fit(x[rows]), RidgeCV(TARGET_ALPHAS)
+    ridge.fit(scaler.transform(x[rows]), target[rows])
+    weight = ridge.coef_ / scaler.scale_
+    return weight[None], np.array([ridge.intercept_ - weight @ scaler.mean_])
 
 # %% ../../nbs/5_evaluation/06_linear_probe.ipynb #c43e2842
 def left_out_loss(
-    features: np.ndarray, y: np.ndarray, people: np.ndarray,  # [N, D], [N] class and [N] person
+    features: np.ndarray,  # [N, D]
+    y: np.ndarray,  # [N] class
+    people: np.ndarray,  # [N] person
 ) -> float:  # mean over clips of -log p(true class), the lowest over C
-    "Log loss of logistic regression for people who are left out in turn."
+    "Compute the log loss of logistic regression for people who are left out in turn."
     losses = []
     for cost in COSTS:
         pipeline = make_pipeline(StandardScaler(), PCA(), LogisticRegression(C=cost, max_iter=2000))
         with threadpool_limits(1):  # of matrices so small, threads would only wait for each other
-            said = cross_val_predict(
-                pipeline, features, y, groups=people, cv=LeaveOneGroupOut(), method="predict_proba"
-            )
-        losses.append(log_loss(y, said))
+            p = cross_val_predict(pipeline, features, y, groups=people, cv=LeaveOneGroupOut(), method="predict_proba")
+        losses.append(log_loss(y, p))
     return min(losses)

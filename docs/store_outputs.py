@@ -1,0 +1,80 @@
+"""Execute notebooks and keep what they show, with a digest of their code that a test compares.
+
+    python docs/store_outputs.py            every notebook of the book, and those whose runs are in runs/demo
+    python docs/store_outputs.py 07_model   one of them
+"""
+
+import hashlib
+import json
+import os
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+TOP = Path(__file__).resolve().parents[1]
+LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
+
+
+def digest(notebook):
+    "Name the code of a notebook: its outputs belong to this code and to no other."
+    sources = "\0".join(c.source for c in notebook.cells if c.cell_type == "code")
+    return hashlib.sha256(sources.encode()).hexdigest()[:16]
+
+
+def small(outputs):
+    "Keep the outputs that a page can carry: results, figures and short texts, but no progress bars and no widgets."
+    chosen = []
+    for output in outputs:
+        data = output.get("data", {})
+        if output.output_type == "error" or output.get("name") == "stderr":
+            continue
+        if "application/vnd.jupyter.widget-view+json" in data or len(json.dumps(output)) > LARGEST:
+            continue
+        chosen.append(output)
+    return chosen
+
+
+def store(path):
+    "Execute one notebook of the book, or copy what its run on the demo showed."
+    notebook = nbformat.read(path, 4)
+    ran = TOP / "runs/demo" / path.name
+    if path.parent.name == "nbs":
+        if not ran.is_file():
+            return f"{path.name}: no {ran.relative_to(TOP)}"
+        shown = {c.source: c.outputs for c in nbformat.read(ran, 4).cells if c.cell_type == "code"}
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = small(shown.get(cell.source, []))
+    else:
+        NotebookClient(notebook, timeout=900, resources=dict(metadata=dict(path=path.parent))).execute()
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.outputs = [] if cell.source.startswith("#| hide") else small(cell.outputs)
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.execution_count = None
+            for output in cell.outputs:
+                if "execution_count" in output:
+                    output.execution_count = None
+    notebook.metadata["vat_nb"] = dict(digest=digest(notebook))
+    nbformat.write(notebook, path)
+    return f"{path.name}: {sum(bool(c.get('outputs')) for c in notebook.cells)} cells show something"
+
+
+def main(names):
+    "Store the outputs of some notebooks, or of all."
+    paths = [
+        p for p in sorted((TOP / "nbs").rglob("*.ipynb")) if p.stem != "index" and ".ipynb_checkpoints" not in p.parts
+    ]
+    chosen = [p for p in paths if not names or p.stem in names]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for line in pool.map(store, chosen):
+            print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
