@@ -6,17 +6,19 @@
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release spoilt on purpose
 # make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
 # make lab     JupyterLab on this machine, with a token
+# make notebooks  execute the book and keep what it shows
 # make docs    the documentation site, into site/: open site/index.html, no server and no network needed
 # Parameters of a notebook: make train DATASET=mer23 P="-p data_dir /data/mer23 -p epochs 40"
 
 DATASET ?= demo
 P ?=
+N ?=
 VENV := .venv
 BIN := $(VENV)/bin
 # the executed notebook lies beside its results, in the folder that P names (-p output_dir FOLDER, in quotes where it has blanks), if it names one
 OUT := $(shell set -- $(P); out='runs/$(DATASET)'; while [ $$# -gt 2 ]; do [ "$$1 $$2" = '-p output_dir' ] && out=$$3; shift; done; printf %s "$$out")
 
-.PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export readme figures clean
+.PHONY: setup train preprocess features layers results benchmark crossval ablation semisupervised sweep causes soak alignment audit test lab docs export notebooks readme figures clean
 
 setup: $(VENV)/.ready
 
@@ -65,12 +67,17 @@ export: setup
 	$(BIN)/nbdev-export
 	$(BIN)/nbdev-clean
 
+# executes the book (or one notebook: make notebooks N=07_model) and keeps what it shows; run notebooks show what runs/demo has of them
+notebooks: setup
+	$(BIN)/python docs/store_outputs.py $(N)
+	$(BIN)/nbdev-clean
+
 readme: setup
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --stdout nbs/index.ipynb | sed 's#\.\./##g' > README.md
 
 # the pictures in the README and in docs/; those of runs are copied where they are
 figures: setup
-	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(show_pipeline(), 'figures/pipeline.png'); save_figure(show_cast(), 'figures/demo.png')"
+	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(plot_pipeline(), 'figures/pipeline.png'); save_figure(plot_identities(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py
 	for f in alignment attention fine-tuning robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
 	test ! -f runs/lrwar/figures/alignment_matrices.png || cp runs/lrwar/figures/alignment_matrices.png figures/alignment_lrwar.png

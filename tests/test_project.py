@@ -133,3 +133,18 @@ def test_the_model_needs_no_decoder():
     code = "import sys, vat_nb.model; print([m for m in ('av', 'cv2', 'simplejpeg', 'soundfile') if m in sys.modules])"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
+
+
+def test_stored_outputs_are_of_this_code():
+    "What a notebook shows was shown by the code that stands beside it."
+    import nbformat
+
+    sys.path.insert(0, str(PROJECT / "docs"))
+    from store_outputs import digest
+
+    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
+        notebook = nbformat.read(path, 4)
+        if not any(c.get("outputs") for c in notebook.cells):
+            continue
+        stored = notebook.metadata.get("vat_nb", {}).get("digest")
+        assert stored == digest(notebook), f"{path.name} shows what other code did: run make notebooks N={path.stem}"

@@ -14,6 +14,7 @@ from IPython.display import display
 from .types import *
 from .plotting import *
 from .attention import *
+from .augmentation import *
 from .video_encoder import *
 from .audio_encoder import *
 from .model import *
@@ -95,4 +96,4 @@ for _name, _module in list(sys.modules.items()):
         if _export in _exporter: raise ImportError(f"{_exporter[_export]} and {_name} both export {_export}: rename one")
         _exporter[_export] = _name
 
-__all__ = [name for name in globals() if not name.startswith("_")]  # the star brings what other modules export
+__all__ = [name for name in globals() if not name.startswith("_")]  # all of them

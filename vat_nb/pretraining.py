@@ -63,7 +63,7 @@ class Pretrain(nn.Module):
         keys: str = "teacher",  # whose embeddings rows are compared with; "student" has gradient on both sides
     ):
         super().__init__()
-        if not any(weights[:3]):
+        if not any(getattr(weights, k) for k in PretrainScales._fields):
             raise ValueError(
                 "pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set "
                 "pretrain_epochs to 0"

@@ -34,7 +34,7 @@ from ..encoders.inputs import build_loader, layouts, model_config, set_scales
 from ..evaluation.linear_probe import start_from_probe
 from ..evaluation.predictions import HEADS, Predictions, comparison_metric, predict, ranking_metric, score, truth
 from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, reading
-from ..training.config import Recipe
+from ..training.config import FIELDS, Recipe
 from ..training.fit import Validation, fit
 from ..training.live_curves import LiveCurves
 
@@ -127,9 +127,8 @@ def pretrain(
 # %% ../../nbs/6_runs/01_pipeline.ipynb #4e72477e
 def _pretrain_objective(model: VAT, r: Recipe) -> Pretrain:
     "Build the objective of pretraining with a recipe's weights and augmentation."
-    weights = PretrainWeights(
-        r.weight_contrast, r.weight_matching, r.weight_masked, r.mask_rate, r.patch_drop, r.random_negatives
-    )
+    settings = {k: f"weight_{k}" if f"weight_{k}" in FIELDS else k for k in PretrainWeights._fields}
+    weights = PretrainWeights(**{k: getattr(r, name) for k, name in settings.items()})
     augment = Augment(r.pretrain_augment * r.augment_image, r.pretrain_augment * r.augment_wave)
     return Pretrain(model, r.queue_size, weights, augment, r.contrast_keys)
 
