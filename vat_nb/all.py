@@ -93,7 +93,8 @@ _exporter: dict[str, str] = {}
 for _name, _module in list(sys.modules.items()):
     if not _name.startswith("vat_nb.") or _name == "vat_nb.all": continue
     for _export in getattr(_module, "__all__", ()):
-        if _export in _exporter: raise ImportError(f"{_exporter[_export]} and {_name} both export {_export}: rename one")
+        if _export in _exporter:
+            raise ImportError(f"{_exporter[_export]} and {_name} both export {_export}: rename one")
         _exporter[_export] = _name
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # all of them
