@@ -479,7 +479,7 @@ def read_section(
             raise ParameterError(f"there is no pair of encoders {pair!r}: {suggest(pair, [*pairs, 'none'])}")
         values |= {k: v for k, v in _values(ini, f"{PAIR}{pair}", path).items() if k not in PAIR_FACTS}
     where = f"{path.name} [{dataset}]: "
-    values = check_names({k: parse_value(v) for k, v in values.items()}, FIELDS, where)
+    values = check_names({k: parse_value(v) for k, v in values.items()}, [*FIELDS, "extends"], where)
     for name, value in values.items(): check_value(FIELDS[name], value, where)
     values |= dict(dataset=str(dataset), encoders=pair)
     folders = {k: str(values.get(k, FIELDS[k].default)).replace("%(dataset)s", str(dataset)) for k in PATHS}
