@@ -6,7 +6,7 @@ import re
 from browser import ARTEFACTS
 
 CONTROLS = {
-    "layer": "2",
+    "layer": "1",
     "head": "3",
     "reader": "the sound",
     "maps by": "place",
