@@ -6,7 +6,6 @@ import re
 from browser import ARTEFACTS
 
 CONTROLS = {
-    "layer": "1",
     "head": "3",
     "reader": "the sound",
     "maps by": "place",
@@ -37,6 +36,8 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         notebook.run(180)
         assert notebook.errors() == [] and notebook.not_run() == []
         page, figure = notebook.page, f".jupyter-widgets {FIGURE}"
+        assert notebook.options("layer") == ["all", "1"]  # the demo has one; 03c_attention_panel chooses among more
+        notebook.pick("layer", "1")
         for words, options in CONTROLS.items():
             for option in [options] if isinstance(options, str) else options:
                 what = HEADS if words == "maps by" else figure

@@ -20,7 +20,8 @@ def videos(small_release, tmp_path_factory):
 
 
 def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
-    with lab.open("nbs/predict.ipynb", model=str(demo_run / "checkpoint"), hop=0.2, output_dir=str(tmp_path)) as notebook:
+    settings = dict(model=str(demo_run / "checkpoint"), hop=0.2, output_dir=str(tmp_path))
+    with lab.open("nbs/predict.ipynb", **settings) as notebook:
         notebook.run()
         assert notebook.not_run() == [] and notebook.errors() == []
         with notebook.changes(".widget-image"):
