@@ -31,11 +31,9 @@ def write_noise(folder, clips):
     from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
-    rng, row = (
-        np.random.default_rng(0),
-        dict.fromkeys(LEDGER, "")
-        | dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12),
-    )
+    rng = np.random.default_rng(0)
+    read = dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12)
+    row = dict.fromkeys(LEDGER, "") | read
     made = [
         Clip(
             f"clip{i:02d}",
