@@ -157,10 +157,8 @@ def test_reference_says_what_fastcore_reads(site):
     for path in sorted((site / "reference").glob("*.html")):
         if not (PROJECT / "vat_nb" / f"{path.stem.replace('.', '/')}.py").exists() or path.stem == "all":
             continue
-        text, module = (
-            html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8"))),
-            importlib.import_module(f"vat_nb.{path.stem}"),
-        )
+        text = html.unescape(re.sub(r"<[^>]+>", "", path.read_text(encoding="utf-8")))
+        module = importlib.import_module(f"vat_nb.{path.stem}")
         for name in module.__all__:
             if (
                 not (inspect.isfunction(f := getattr(module, name)) or dataclasses.is_dataclass(f))

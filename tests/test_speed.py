@@ -70,10 +70,8 @@ def test_a_step_has_few_operations_and_does_not_wait(benchmark, accelerator):
 def test_dropped_patches_leave_the_sequence():
     torch.manual_seed(0)
     encoder = VideoEncoder(32, 10.0, dim=16, heads=2, layers=1).eval()
-    video, video_mask = (
-        torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8),
-        lengths_mask(torch.tensor([8, 4, 0]), 8),
-    )
+    video = torch.randint(0, 256, (3, 8, 3, 32, 32), dtype=torch.uint8)
+    video_mask = lengths_mask(torch.tensor([8, 4, 0]), 8)
 
     def tokens(video, drop):
         torch.manual_seed(1)
@@ -108,11 +106,8 @@ def test_recomputing_changes_no_gradient(benchmark):
 
 def test_compiling_changes_neither_numbers_nor_names():
     torch.manual_seed(0)
-    model, x, mask = (
-        nn.ModuleList([TransformerEncoder(16, 2, 2), Fusion(16, 2, 2, 16)]),
-        torch.randn(2, 6, 16),
-        lengths_mask(torch.tensor([6, 4]), 6),
-    )
+    model = nn.ModuleList([TransformerEncoder(16, 2, 2), Fusion(16, 2, 2, 16)])
+    x, mask = torch.randn(2, 6, 16), lengths_mask(torch.tensor([6, 4]), 6)
 
     def said(model):
         tokens = model[0](x, mask)
