@@ -27,7 +27,7 @@ def write_noise(folder, clips):
     import numpy as np
     import simplejpeg
     from vat_nb.types import Clip
-    from vat_nb.data.decoding import Media
+    from vat_nb.data.decoding import DecodedClip
     from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
@@ -47,10 +47,9 @@ def write_noise(folder, clips):
     ]
     for c in made:
         jpegs = [simplejpeg.encode_jpeg(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)) for _ in range(10)]
-        save_clip(
-            folder / "clips" / f"{c.id}.safetensors",
-            Media(jpegs, np.arange(10) / 10 + 0.05, rng.integers(-9999, 9999, 16000).astype(np.int16), 1.0, (), ""),
-        )
+        audio = rng.integers(-9999, 9999, 16000).astype(np.int16)
+        decoded = DecodedClip(jpegs, np.arange(10) / 10 + 0.05, audio, 1.0, (), "")
+        save_clip(folder / "clips" / f"{c.id}.safetensors", decoded)
     append_rows(folder, [row | dict(id=c.id, split=c.split) for c in made])
     write_clips(folder, made, MER23, dict(fps=10.0, size=64, quality=90, faces=None))
     return folder

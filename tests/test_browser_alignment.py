@@ -68,9 +68,9 @@ def test_alignment_panel_and_audit(lab, demo_run, tmp_path):  # noqa: F811
         with notebook.changes(MATRIX):
             split.select_option(label="test1")
         with notebook.changes():
-            notebook.move("suspicion over", times=2)
+            notebook.move("inconsistency over", times=2)
         with notebook.changes():
-            notebook.move("suspicion over", "ArrowLeft", times=2)
+            notebook.move("inconsistency over", "ArrowLeft", times=2)
         with notebook.changes():
             notebook.move("page")
         with notebook.changes():

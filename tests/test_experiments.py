@@ -171,7 +171,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     for stage in ("pretrain", "finetune"):
         for who in ("student", "teacher"):
             s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, run.recipe))
-            assert len(s.video_embed) == len(run.kept) and np.isfinite(s.own).all()
+            assert len(s.video_embed) == len(run.kept) and np.isfinite(s.match_prob).all()
     for name in ("alignment", "attention"):
         papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
     for name in ("folds", "layers"):

@@ -14,11 +14,11 @@ from conftest import PROJECT, modified_ns
 PREPROCESS = """
 import sys
 from vat_nb.data.preprocessing import preprocess
-from vat_nb.data.validation import clips
+from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
-    preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
+    preprocess(build_clips(release), release.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
 """
 
 
@@ -265,11 +265,11 @@ if __name__ == "__main__":
 @pytest.fixture(scope="module")
 def small_store(small_release, tmp_path_factory):
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
     folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
-    preprocess(clips(release), release.task, folder, fps=10.0, size=64, processes=1)
+    preprocess(build_clips(release), release.task, folder, fps=10.0, size=64, processes=1)
     return folder
 
 
@@ -317,7 +317,7 @@ from vat_nb.data.preprocessing import preprocess
 from vat_nb.data.validation import Task
 if __name__ == "__main__":
     clips = [Clip(p.stem, str(p), "train") for p in sorted(Path(sys.argv[1]).iterdir())]
-    preprocess(clips, Task(()), sys.argv[2], fps=4.0, size=64, processes=2, limit=float(sys.argv[3]))
+    preprocess(clips, Task(()), sys.argv[2], fps=4.0, size=64, processes=2, timeout_s=float(sys.argv[3]))
 """
 
 
@@ -382,7 +382,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
     import vat_nb.data.preprocessing as preprocess
     import vat_nb.data.store as store_module
-    from vat_nb.data.validation import clips
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
     disk, release = tmp_path / "disk", mer23(small_release)
@@ -402,7 +402,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         if not mounted:
             monkeypatch.setattr(store_module, "write_atomically", fill)
         with pytest.raises(OSError, match="is full; what is done is kept") as e:
-            preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
+            preprocess.preprocess(build_clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
@@ -410,7 +410,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()
-        ledger = preprocess.preprocess(clips(release), release.task, store, fps=10.0, size=64, processes=1)
+        ledger = preprocess.preprocess(build_clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert len(ledger) == 40 and set(ledger["status"]) == {"ok"}
     finally:
         if mounted:
@@ -419,7 +419,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
 def test_paths_that_leave_a_manifest_are_refused(tmp_path):
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.validation import check
+    from vat_nb.data.validation import validate_release
     from vat_nb.data.manifest import manifest
 
     (tmp_path / "r").mkdir()
@@ -431,7 +431,7 @@ def test_paths_that_leave_a_manifest_are_refused(tmp_path):
         f"path,split\ngood.mp4,train\n../secret.mp4,train\nlink.mp4,train\n{tmp_path / 'secret.mp4'},train\n"
     )
     with pytest.raises(ReleaseError) as e:
-        check(manifest(tmp_path / "r"))
+        validate_release(manifest(tmp_path / "r"))
     wrong = e.value.report[e.value.report["problem"] == "leaves the folder"]
     assert wrong["where"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
 
@@ -463,23 +463,23 @@ DASK = """
 import sys
 from distributed import Client
 from vat_nb.data.preprocessing import preprocess
-from vat_nb.data.validation import clips
+from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
     release = mer23(sys.argv[1])
     with Client(scheduler_file=sys.argv[3]) as client:
-        preprocess(clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
+        preprocess(build_clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
 """
 
 
 def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
     from vat_nb.data.store import read_ledger
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
     release, file = mer23(small_release), tmp_path / "scheduler.json"
-    alone = preprocess(clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
+    alone = preprocess(build_clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
     start = lambda *a: subprocess.Popen(
         [sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]],
         stderr=subprocess.DEVNULL,

@@ -68,13 +68,13 @@ def names(tmp_path_factory):
 def store(tmp_path_factory):
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
     from vat_nb.data.demo_data import plan_demo, write_demo
 
     top = tmp_path_factory.mktemp("store")
     release = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
-    preprocess(clips(release), release.task, top / "store", fps=12.5, size=32, processes=1)
+    preprocess(build_clips(release), release.task, top / "store", fps=12.5, size=32, processes=1)
     return open_store(top / "store")
 
 
@@ -171,14 +171,14 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import new_model
     from vat_nb.encoders.inputs import build_loader, layouts, prepare_features
-    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
+    from vat_nb.look.attention_maps import averaged, to_heatmap, compute_attention, raw
 
     recipe = recipe_of(names, store, video_grid=2)
     whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
     assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
     assert layouts(store, recipe)["video"].grid == 2
     one = next(iter(build_loader(store, store.usable()[:1], recipe)))
-    heat = to_heatmap(seen := look(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
+    heat = to_heatmap(seen := compute_attention(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
@@ -209,13 +209,13 @@ def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.look.attention_maps import averaged, to_heatmap, look, raw
+    from vat_nb.look.attention_maps import averaged, to_heatmap, compute_attention, raw
     from vat_nb.look.attention_figure import plot_attention
 
     one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
-        seen = look(model, one)
+        seen = compute_attention(model, one)
         heat, frames = to_heatmap(seen, averaged(raw(seen))), int(one.video_mask.sum())
         assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (
             int(one.audio_mask.sum() - 80) // 320,
@@ -335,14 +335,14 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.runs.pipeline import new_model
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
-    from vat_nb.data.decoding import Media
+    from vat_nb.data.decoding import DecodedClip
     from vat_nb.data.store import LEDGER, append_rows, open_store, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
     clips = [Clip(n, n, "train", "happy", (0.5,)) for n in ("whole", "silent", "blind", "short")]
     for clip, frames, samples in zip(clips, (10, 10, 0, 2), (16000, 0, 16000, 200)):
-        media = Media(
+        media = DecodedClip(
             [jpeg] * frames,
             (np.arange(frames) + 0.5) / 10,
             (np.random.default_rng(0).normal(size=samples) * 3000).astype(np.int16),
@@ -423,19 +423,17 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
     model = new_model(recipe, store, store.usable())
     Recognizer(model, store.task, recipe).save_pretrained(tmp_path / "checkpoint")
     expected = predict(model, build_loader(store, store.usable(), recipe)).logits["fused"]
-    assert np.allclose(
-        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"], expected, atol=0.02
-    )
+    again = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store)
+    assert np.allclose(again.logits["fused"], expected, atol=0.02)
     (tmp_path / "here").rename(tmp_path / "gone")
     with pytest.raises(FileNotFoundError, match="the encoder .*vit is not on this machine: copy vit into one of"):
-        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store)
+        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store)
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
-    assert np.allclose(
-        Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"], expected, atol=0.02
-    )
+    again = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store)
+    assert np.allclose(again.logits["fused"], expected, atol=0.02)
     other = Recognizer.from_pretrained(str(tmp_path / "checkpoint"), audio_encoder=names["base"])
     with pytest.raises(ValueError, match="has other weights .* than the encoder that this model was trained with"):
-        other.look(store)
+        other.predict_store(store)
 
 
 @pytest.mark.parametrize("tune", ["frozen", "lora"])
@@ -464,7 +462,7 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
     with pytest.raises(FileNotFoundError, match="copy vit into one of .*; and .* copy large into one of"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"))
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
-    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).look(store).logits["fused"]
+    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store).logits["fused"]
     assert np.allclose(found, expected, atol=1e-4)
     with pytest.raises(ValueError, match="has other weights"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"), video_encoder=other_weights(names["vit"], tmp_path))
@@ -498,7 +496,7 @@ def test_features_that_others_computed(names, store, tmp_path):
     model = new_model(recipe, store, store.usable())
     assert len(predict(model, build_loader(store, store.usable(), recipe)).clips) == 6 and not can_corrupt(recipe)
     with pytest.raises(ValueError, match="somebody else computed .* reads no videos"):
-        Recognizer(model, store.task, recipe).look(store)
+        Recognizer(model, store.task, recipe).predict_store(store)
     with pytest.raises(ParameterError, match="name a pretrained encoder for both streams"):
         recipe.replace(video_encoder=None)
     (tmp_path / f"{store.usable()[2].id}.npy").unlink()

@@ -49,11 +49,11 @@ def write(folder, table, **how):
 
 
 def released(folder):
-    from vat_nb.data.validation import check
+    from vat_nb.data.validation import validate_release
     from vat_nb.data.manifest import manifest
 
     release = manifest(folder)
-    return release, check(release)
+    return release, validate_release(release)
 
 
 def train(folder, out):
@@ -201,7 +201,7 @@ def test_spellings_names_and_splits(clips):
 def test_parts_of_one_file(clips, tmp_path):
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
 
     part = "c/happy_train0.mp4"
     rows = [
@@ -212,8 +212,8 @@ def test_parts_of_one_file(clips, tmp_path):
         (part, "test", "happy", 0.7, 0.9),
     ]
     release, report = released(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
-    assert "part outside the file" in set(report["problem"]) and len({c.id for c in clips_of(release)}) == 5
-    preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+    assert "part outside the file" in set(report["problem"]) and len({c.id for c in build_clips(release)}) == 5
+    preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
     store = open_store(tmp_path)
     assert (
         store.ledger["reason"].to_dict()["happy_train0_5"]
@@ -227,7 +227,7 @@ def test_parts_of_one_file(clips, tmp_path):
 
 def test_twenty_thousand_rows(tmp_path):
     "A large list is read in seconds; the time is printed by pytest --durations."
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
 
     n = 20_000
     for i in range(0, n, 40):
@@ -241,7 +241,7 @@ def test_twenty_thousand_rows(tmp_path):
         )
     )
     release, report = released(write(tmp_path, table))
-    assert len(clips_of(release)) == n and (report["problem"] == "label without a video").sum() == n - 500
+    assert len(build_clips(release)) == n and (report["problem"] == "label without a video").sum() == n - 500
 
 
 @pytest.mark.parametrize("place", ["beside", "folder", "column"])
@@ -249,7 +249,7 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     import soundfile
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
     from conftest import keep_stream
 
     (tmp_path / "video").mkdir()
@@ -262,7 +262,7 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
         dict(path=["video/a.mp4"], split="train", emotion="happy") | (dict(audio=[where]) if place == "column" else {})
     )
     release, _ = released(write(tmp_path, table))
-    preprocess(clips_of(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
+    preprocess(build_clips(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     media = store.media(store.clips[0])
     spectrum = np.abs(np.fft.rfft(media.audio[2000:14000]))
@@ -276,14 +276,14 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     from conftest import keep_stream
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
 
     keep_stream(clips / "c/happy_train0.mp4", tmp_path / "a.mp4", "video")
     t = np.arange(16000) / 16000
     soundfile.write(tmp_path / "a.wav", 0.4 * np.sin(2 * np.pi * np.where(t < 0.5, 700, 1500) * t), 16000)
     rows = [("a.mp4", "train", "happy", 0, 0.5), ("a.mp4", "train", "sad", 0.5, 1)]
     release, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
-    preprocess(clips_of(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
+    preprocess(build_clips(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     heard = {}
     for clip in store.clips:
@@ -391,13 +391,13 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.label_record import labels_digest
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
     import json
 
     table = listed(clips)
     for labels in (table, table.assign(emotion=table["emotion"].replace(dict(happy="sad")))):
         release, _ = released(write(clips, labels))
-        preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+        preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
         assert json.loads((tmp_path / "settings.json").read_text())["labels"] == labels_digest(
             open_store(tmp_path).clips
         )
@@ -409,10 +409,10 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
     "Killed between its two tables: the next run writes both, and no dead end is left."
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
 
     release, _ = released(write(clips, listed(clips)))
-    again = lambda: preprocess(clips_of(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+    again = lambda: preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
     again()
     (tmp_path / "settings.json").unlink()
     again()
@@ -423,7 +423,7 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
     "A file of the same name elsewhere, such as the sound that a store exports, is no sound of the video."
     import soundfile
     from vat_nb.data.datasets import cheavd2
-    from vat_nb.data.validation import clips as clips_of
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.media_files import named_files
 
     for name in ("film/train/a.mp4", "store/audio/a.wav", "other/a.wav"):
@@ -432,7 +432,7 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
     for name in ("store/audio/a.wav", "other/a.wav"):
         soundfile.write(tmp_path / name, np.zeros(16000), 16000)
     (tmp_path / "film/train/list.csv").write_text("name,emotion\na,happy\n")
-    assert [(Path(c.path).name, c.audio) for c in clips_of(cheavd2(tmp_path))] == [("a.mp4", None)]
+    assert [(Path(c.path).name, c.audio) for c in build_clips(cheavd2(tmp_path))] == [("a.mp4", None)]
     assert len(named_files(tmp_path)) == 3 and not any(files.audio for files in named_files(tmp_path))
 
 
@@ -440,7 +440,7 @@ def test_an_archive_from_a_chinese_windows(clips, tmp_path):
     "File names in GBK bytes, in a release's own layout: read, under a printable name, and no clip ends the run."
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import check, clips as clips_of
+    from vat_nb.data.validation import validate_release, build_clips
     from vat_nb.data.datasets import mer23
 
     (tmp_path / "train").mkdir()
@@ -448,7 +448,7 @@ def test_an_archive_from_a_chinese_windows(clips, tmp_path):
     shutil.copy(clips / "c/sad_train0.mp4", tmp_path / "train/sad.mp4")
     (tmp_path / "train-label.csv").write_text("name,discrete\nsad,sad\n")
     release = mer23(tmp_path)
-    check(release)
-    ledger = preprocess(clips_of(release), release.task, tmp_path / "store", fps=4.0, size=48, processes=1)
+    validate_release(release)
+    ledger = preprocess(build_clips(release), release.task, tmp_path / "store", fps=4.0, size=48, processes=1)
     assert ledger["id"].tolist() == ["%B8%DF%D0%CB", "sad"] and set(ledger["status"]) == {"ok"}
     assert len(open_store(tmp_path / "store").usable()) == 2

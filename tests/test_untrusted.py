@@ -43,7 +43,7 @@ def names(folder):
 def test_names_of_a_label_file_that_lead_out(tmp_path, name):
     "Read, they would be a way to any file; preprocessed, they would be written (or deleted) outside of the store."
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.validation import check, clips
+    from vat_nb.data.validation import validate_release, build_clips
     from vat_nb.data.datasets import mer23
 
     (tmp_path / "r/train").mkdir(parents=True)
@@ -51,9 +51,9 @@ def test_names_of_a_label_file_that_lead_out(tmp_path, name):
     (tmp_path / "r/train-label.csv").write_text(f"name,discrete\ngood,happy\n{name},sad\n")
     release = mer23(tmp_path / "r")
     with pytest.raises(ReleaseError, match="leads out of .*plain name"):
-        clips(release)
+        build_clips(release)
     with pytest.raises(ReleaseError) as e:
-        check(release)
+        validate_release(release)
     assert (
         e.value.report["problem"].iloc[0] == "leaves the folder"
         and e.value.report["where"].iloc[0] == "train-label.csv:3"
@@ -62,7 +62,7 @@ def test_names_of_a_label_file_that_lead_out(tmp_path, name):
 
 def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
     from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.validation import clips
+    from vat_nb.data.validation import build_clips
     from vat_nb.data.manifest import manifest
 
     root = tmp_path / "r"
@@ -79,7 +79,7 @@ def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
     ):
         (root / "manifest.csv").write_text(f"path,split\n{path},{split}\n")
         with pytest.raises(ReleaseError, match="leads out of .*plain name"):
-            clips(manifest(root))
+            build_clips(manifest(root))
 
 
 @pytest.mark.parametrize("column, wrong", [("id", "../../x"), ("id", "/tmp/x"), ("id", ".."), ("split", "../x")])
@@ -112,8 +112,8 @@ def test_a_stored_clip_that_is_a_link_to_elsewhere(store, tmp_path):
 @pytest.mark.parametrize(
     "old, new, says",
     [
-        ('"task": {', '"task": 7, "was": {', "describes no task"),
-        ('"classes": [', '"color": 1, "classes": [', "describes no task"),
+        ('"task": {', '"task": 7, "was": {', "describes no task of this vat_nb"),
+        ('"classes": [', '"color": 1, "classes": [', "describes no task of this vat_nb"),
         ('"fps": 10.0', '"fps": "fast"', "is no store of vat_nb"),
         ('"fps": 10.0', '"fps": NaN', "is no store of vat_nb"),
         ('"size": 64', '"size": 1000000000', "is no store of vat_nb"),
@@ -311,9 +311,9 @@ def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
     [
         (dict(recipe=[]), "does not say how its model is built"),
         (dict(recipe={}), "does not say how its model is built"),
-        (dict(task=[]), "describes no task"),
-        (dict(task=dict(classes=["a"] * 10**6)), "describes no task"),
-        (dict(task=dict(classes=["a"], evil="x")), "describes no task"),
+        (dict(task=[]), "describes no task of this vat_nb"),
+        (dict(task=dict(classes=["a"] * 10**6)), "describes no task of this vat_nb"),
+        (dict(task=dict(classes=["a"], evil="x")), "describes no task of this vat_nb"),
         (dict(temperature="hot"), "temperature cannot be 'hot'"),
         (dict(temperature=0.0), "temperature cannot be 0.0"),
         (dict(temperature=float("nan")), "temperature cannot be nan"),

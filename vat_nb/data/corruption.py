@@ -145,7 +145,7 @@ class Condition(NamedTuple):
 CONDITIONS = (
     Condition("clean"), *(Condition(f"SNR {snr} dB", snr=snr) for snr in (20, 10, 5, 0)),
     *(Condition(f"blur {rate}", blur=rate) for rate in (2, 4, 8)),
-    Condition("no sound", audio=False), Condition("no picture", video=False),
+    Condition("no audio", audio=False), Condition("no video", video=False),
 )  # of the robustness report
 
 # %% ../../nbs/2_data/08_corruption.ipynb #52dbbc80

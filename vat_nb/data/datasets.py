@@ -16,8 +16,8 @@ from vat_nb.data.media_files import (
     SOUND_SUFFIXES, SUFFIXES, MediaFiles, find_folders, join_streams, list_videos, named_files as named_files,
 )
 from vat_nb.data.validation import (
-    CHEAVD2, MER23, DatasetIndex, ReleaseMissing, Task, check as check, clips as clips, missing_error,
-    read_task as read_task, video_table,
+    CHEAVD2, MER23, DatasetIndex, ReleaseMissing, Task, build_clips as build_clips, missing_error,
+    read_task as read_task, validate_release as validate_release, video_table,
 )
 from .manifest import SPLIT_NAMES, manifest, split_name
 
@@ -159,7 +159,7 @@ def muse_mimic(
     labels["where"] = labels["where"].where(labels["where"] != "", labels["where_label"])
     labels["id"] = [Path(i).stem if Path(i).suffix.lower() in SUFFIXES else i for i in labels["id"]]
     for target in targets: labels[target] = labels[target].where(~labels[target].map(is_missing), "")
-    task = Task((), targets, 0, 1, score="pearson", form="muse_mimic")
+    task = Task((), targets, 0, 1, score="pearson", submission_format="muse_mimic")
     files = video_table(_labelled_clips(labels, _clips_by_stem(root, videos)))
     labels = labels.drop(columns="where_label")
     return DatasetIndex("muse_mimic", root, task, labels, files, _table_findings(tables))

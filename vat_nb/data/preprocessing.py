@@ -67,12 +67,12 @@ def preprocess_clip(
     clip: Clip,
     folder: str | Path,  # the store's clips/
     settings: dict[str, Any],  # fps, size, quality: arguments of `read_clip`; faces: name of a detector
-    limit: float = 300.0,  # s that reading may take
+    timeout_s: float = 300.0,  # s that reading may take
 ) -> dict[str, Any]:  # the ledger row
     "Read one clip, write it to the store, report how it went. Raises OSError only when the store cannot be written."
     row, target = failed_row(clip, settings, ""), Path(folder, clip_file(clip.id))  # the file as it is before reading
     options = {k: v for k, v in settings.items() if k != "faces"}
-    options |= dict(start=clip.start, end=clip.end, audio=clip.audio, limit=limit)
+    options |= dict(start=clip.start, end=clip.end, audio=clip.audio, timeout_s=timeout_s)
     try: media = read_clip(clip.path, locate=face_locator(settings.get("faces")), **options)
     except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
         target.unlink(missing_ok=True)
@@ -145,25 +145,27 @@ def _bounded_submit(clips: Iterator[Clip], submit, max_in_flight: int) -> Iterat
         yield waiting.pop(future), future
 
 
-def _process_rows(clips: list[Clip], folder: Path, settings: dict, limit: float, processes: int) -> Iterator[dict]:
+def _process_rows(clips: list[Clip], folder: Path, settings: dict, timeout_s: float, processes: int) -> Iterator[dict]:
     if processes == 1 and len(clips) < 100 or len(clips) < 8:  # starting a process costs seconds
-        yield from (preprocess_clip(c, folder, settings, limit) for c in clips)
+        yield from (preprocess_clip(c, folder, settings, timeout_s) for c in clips)
         return
     with ProcessPool(processes, initializer=_init_worker, context=get_context("spawn")) as pool:
-        def submit(c): return pool.schedule(preprocess_clip, args=[c, folder, settings, limit], timeout=limit + 10)
+        def submit(clip):
+            args = [clip, folder, settings, timeout_s]
+            return pool.schedule(preprocess_clip, args=args, timeout=timeout_s + 10)
         try:
             for clip, future in _bounded_submit(iter(clips), submit, 4 * processes):
                 try: yield future.result()
                 except TimeoutError:
-                    yield failed_row(clip, settings, "TIMEOUT", f"more than {limit:g} s; its process was ended")
+                    yield failed_row(clip, settings, "TIMEOUT", f"more than {timeout_s:g} s; its process was ended")
                 except ProcessExpired as e: yield failed_row(clip, settings, "CRASHED", str(e))
         finally: pool.stop()
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #6472c7b8
-def _dask_rows(clips: list[Clip], folder: Path, settings: dict, limit: float, client) -> Iterator[dict]:
+def _dask_rows(clips: list[Clip], folder: Path, settings: dict, timeout_s: float, client) -> Iterator[dict]:
     from distributed import KilledWorker
     max_in_flight, pool = 4 * max(sum(client.nthreads().values()), 1), client.get_executor(pure=False)
-    def submit(c): return pool.submit(preprocess_clip, c, folder, settings, limit)
+    def submit(c): return pool.submit(preprocess_clip, c, folder, settings, timeout_s)
     for clip, future in _bounded_submit(iter(clips), submit, max_in_flight):
         try: yield future.result()
         except KilledWorker as e: yield failed_row(clip, settings, "CRASHED", str(e).splitlines()[0])
@@ -220,7 +222,7 @@ def preprocess(
     quality: int = 90,  # of the JPEGs, 1..100
     faces: str | None = None,  # detector that finds the face to cut out: None, "cascade" or YuNet's ONNX file
     processes: int = 0,  # 0: one per core; 1: this one, or a single worker for a hundred clips and more
-    limit: float = 300.0,  # s that one clip may take
+    timeout_s: float = 300.0,  # s that one clip may take
     client=None,  # a dask.distributed Client; None uses processes of this machine
     quiet: bool = False,  # no line at the end, where the store is thrown away
 ) -> pd.DataFrame:  # the ledger
@@ -233,7 +235,7 @@ def preprocess(
         write_clips(store, clips, task, settings)
         if todo := unfinished(clips, store, settings):
             workers = client or processes or available_cores()
-            rows = (_dask_rows if client else _process_rows)(todo, store / "clips", settings, limit, workers)
+            rows = (_dask_rows if client else _process_rows)(todo, store / "clips", settings, timeout_s, workers)
             append_rows(store, tqdm(rows, total=len(todo), desc="preprocessing", unit="clip", mininterval=2))
         for file in (store / "clips").glob(".*"): file.unlink(missing_ok=True)  # of processes killed while writing
         ledger = read_ledger(store)

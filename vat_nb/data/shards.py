@@ -102,7 +102,7 @@ def write_shards(
             (folder / "index.json").unlink(missing_ok=True)  # it speaks of the shard that was there before
             files = {}
             for c in clips:
-                files[member_name(c.id, ".safetensors")] = store.raw(c)
+                files[member_name(c.id, ".safetensors")] = store.read_bytes(c)
                 files[member_name(c.id, ".json")] = metadata[c.id]
             write_atomically(folder / name, pack(files))
             places = tar_index(folder / name, metadata)

@@ -13,7 +13,7 @@ import cv2, numpy as np, simplejpeg
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import firwin2, oaconvolve, stft
 from ..types import SAMPLE_RATE, Clip
-from .decoding import Media
+from .decoding import DecodedClip
 from .store import Store
 
 # %% ../../nbs/2_data/12_speaker_norm.ipynb #9a9f39e2
@@ -93,12 +93,12 @@ def speaker_normalization(
             f"speaker_normalization needs the speaker of every clip, and {len(unknown)} have none ({unknown[0]}, ...): "
             "give a speaker column, or set speaker_normalization to False"
         )
-    by_speaker: dict[str, list[Media]] = {}
+    by_speaker: dict[str, list[DecodedClip]] = {}
     for c in clips: by_speaker.setdefault(c.speaker, []).append(store.media(c))
     filters = {s: fit_equalizer([m.audio for m in media]) for s, media in by_speaker.items()}
     return SpeakerNormalizer(filters, {s: _mean_face(media) for s, media in by_speaker.items()})
 
 
-def _mean_face(media: Sequence[Media]) -> np.ndarray:  # [H, W]; empty where no clip has frames
+def _mean_face(media: Sequence[DecodedClip]) -> np.ndarray:  # [H, W]; empty where no clip has frames
     clips = [[simplejpeg.decode_jpeg(j) for j in m.jpegs] for m in media if m.jpegs]
     return np.mean([to_gray(np.stack(frames)).mean(0) for frames in clips], 0) if clips else np.zeros((0, 0))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..types import SAMPLE_RATE, Clip
 from .io import clip_file, is_safe_filename, printable, read_json, write_atomically
 from .label_record import labels_digest
-from .decoding import Media
+from .decoding import DecodedClip
 from .validation import Task, read_task
 from ..plotting import plot_wave
 
@@ -28,7 +28,7 @@ CLIP_DTYPES = dict(jpeg=np.uint8, offsets=np.int64, times=np.float64, audio=np.i
 
 def save_clip(
     path: str | Path,  # the .safetensors to write
-    media: Media,
+    media: DecodedClip,
 ) -> int:  # bytes written
     "Write one clip, atomically."
     arrays = dict(
@@ -43,7 +43,7 @@ def save_clip(
     return len(raw)
 
 # %% ../../nbs/2_data/10_store.ipynb #12de79e9
-def _parse_media(raw: bytes) -> Media:  # raises anything where raw is no clip
+def _parse_media(raw: bytes) -> DecodedClip:  # raises anything where raw is no clip
     arrays = safetensors.numpy.load(raw)
     for name, dtype in CLIP_DTYPES.items():
         x = arrays[name]
@@ -57,13 +57,13 @@ def _parse_media(raw: bytes) -> Media:  # raises anything where raw is no clip
     frames = [jpegs[a:b] for a, b in zip(offsets, offsets[1:])]
     duration, reasons, detail = float(metadata["duration"]), tuple(metadata["reasons"]), str(metadata["detail"])
     box = metadata["box"] and tuple(map(int, metadata["box"]))
-    return Media(frames, times, arrays["audio"], duration, reasons, detail, box)
+    return DecodedClip(frames, times, arrays["audio"], duration, reasons, detail, box)
 
 
 def decode_clip(
     raw: bytes,  # a clip's .safetensors
     where: str | Path,  # it comes from, named in the message
-) -> Media:
+) -> DecodedClip:
     "Read one clip out of its bytes. Raises ValueError when they are no clip, or one that cannot be."
     try: return _parse_media(raw)
     except MemoryError: raise
@@ -76,7 +76,7 @@ def decode_clip(
 # %% ../../nbs/2_data/10_store.ipynb #3225ceb7
 def load_clip(
     path: str | Path,  # a clip's .safetensors
-) -> Media:
+) -> DecodedClip:
     "Read one clip back. Raises ValueError when the file is none."
     return decode_clip(Path(path).read_bytes(), path)
 
@@ -218,7 +218,7 @@ class Store(NamedTuple):
     task: Task
     settings: dict[str, Any]  # fps, size, quality, faces
     ledger: pd.DataFrame  # indexed by id
-    change: Callable | None = None  # transform of each clip that is loaded: clip, frames, int16 wave -> frames, wave
+    transform: Callable | None = None  # of each clip that is loaded: clip, frames, int16 wave -> frames, wave
     shards: Shards | None = None  # where the clips lie in tar files; None where each has a file of its own
 
     def usable(self, split: str | None = None) -> list[Clip]:
@@ -226,7 +226,7 @@ class Store(NamedTuple):
         good = set(self.ledger.index[self.ledger["status"] != "failed"])
         return [c for c in self.clips if c.id in good and split in (None, c.split)]
 
-    def raw(self, clip: Clip) -> bytes:
+    def read_bytes(self, clip: Clip) -> bytes:
         "Read a clip's file. Raises OSError when it cannot be read, ValueError when it is a link out of the store."
         if self.shards: return self.shards.read(clip.id)
         path = self.path / "clips" / clip_file(clip.id)
@@ -234,9 +234,9 @@ class Store(NamedTuple):
             raise ValueError(f"{path} is a link that leads out of the store: copy the file in")
         return path.read_bytes()
 
-    def media(self, clip: Clip) -> Media:
+    def media(self, clip: Clip) -> DecodedClip:
         "Read what is stored of one clip. Raises OSError when it cannot be read, ValueError when it is none."
-        return decode_clip(self.raw(clip), f"{clip.id} of {self.path}")
+        return decode_clip(self.read_bytes(clip), f"{clip.id} of {self.path}")
 
 # %% ../../nbs/2_data/10_store.ipynb #3a5ff973
 def machine_independent(

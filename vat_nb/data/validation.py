@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MER23', 'CHEAVD2', 'Problem', 'Task', 'read_task', 'DatasetIndex', 'ReleaseMissing', 'missing_error', 'video_table',
-           'check', 'clips']
+           'validate_release', 'build_clips']
 
 # %% ../../nbs/2_data/05c_validation.ipynb #2b34458b
 import math
@@ -24,14 +24,14 @@ class Task:
     "What a release asks for."
     classes: tuple[str, ...]  # names of the emotions, in the order of the logits
     targets: tuple[str, ...] = ()  # names of the continuous targets
-    low: float = -math.inf  # least value of a target
-    high: float = math.inf  # greatest value of a target
+    min_value: float = -math.inf  # least value of a target
+    max_value: float = math.inf  # greatest value of a target
     score: str = "f1"  # the score that chooses the best model: a name that `evaluation.metrics.scores` returns
-    form: str = "plain"  # of the file that is handed in: a name of `evaluation.predictions.SUBMISSION_FORMATS`
+    submission_format: str = "plain"  # a name of `evaluation.predictions.SUBMISSION_FORMATS`
 
 
 MER23 = Task(
-    ("neutral", "angry", "happy", "sad", "worried", "surprise"), ("valence",), -5, 5, score="combined", form="mer23",
+    ("neutral", "angry", "happy", "sad", "worried", "surprise"), ("valence",), -5, 5, "combined", "mer23",
 )
 CHEAVD2 = Task(
     ("neutral", "angry", "sad", "happy", "surprise", "worried", "anxious", "disgust"), score="macro_precision",
@@ -45,13 +45,14 @@ def read_task(
     "Read a task out of JSON. Raises ValueError when it is none."
     try:
         task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
-        lists, words = (task.classes, task.targets), (task.score, task.form, *task.classes, *task.targets)
+        lists, words = (task.classes, task.targets), (task.score, task.submission_format, *task.classes, *task.targets)
         is_task = all(isinstance(x, tuple) and len(x) <= 1000 for x in lists)
-        is_task = is_task and all(isinstance(w, str) for w in words) and task.low < task.high
+        is_task = is_task and all(isinstance(w, str) for w in words) and task.min_value < task.max_value
     except (TypeError, AttributeError): is_task = False
     if is_task: return task
     raise ValueError(
-        f"{source} describes no task of vat_nb (lists of at most 1000 names, a range, a score): take another copy"
+        f"{source} describes no task of this vat_nb (lists of at most 1000 names, a range, a score): "
+        "make it again, or take another copy"
     )
 
 # %% ../../nbs/2_data/05c_validation.ipynb #e90eb40f
@@ -109,8 +110,8 @@ def _number_problems(row: dict[str, str], task: Task) -> Iterable[Problem]:
             yield "error", "not a number", row["id"], row["where"], f"{column} is {cell!r}"
         elif column in ("start", "end") and x < 0:
             yield "warning", "part outside the file", row["id"], row["where"], f"{column} is {cell}"
-        elif column in task.targets and not task.low <= x <= task.high:
-            detail = f"{column} is {cell}, not in {task.low:g}..{task.high:g}"
+        elif column in task.targets and not task.min_value <= x <= task.max_value:
+            detail = f"{column} is {cell}, not in {task.min_value:g}..{task.max_value:g}"
             yield "error", "out of range", row["id"], row["where"], detail
     start, end = number_in(row.get("start", "")), number_in(row.get("end", ""))
     if end <= start:
@@ -177,7 +178,7 @@ def _split_problems(index: DatasetIndex) -> Iterable[Problem]:
         yield "warning", "class in one split only", emotion, "", f"all {len(rows)} rows are in {split}: {lack}"
 
 # %% ../../nbs/2_data/05c_validation.ipynb #c1bc35e3
-def check(
+def validate_release(
     release: DatasetIndex,  # as a layout returns it
 ) -> pd.DataFrame:  # level (error, warning, info), problem, id, where, detail; errors first
     "Report what does not fit together. Raises ReleaseError, which carries the report, when rows contradict each other."
@@ -197,7 +198,7 @@ def check(
     raise ReleaseError("\n".join(lines), report)
 
 # %% ../../nbs/2_data/05c_validation.ipynb #3dfc065e
-def clips(
+def build_clips(
     release: DatasetIndex,  # as a layout returns it
 ) -> list[Clip]:  # sorted by split and id; labelled or not
     "Join rows and videos into clips. Raises ReleaseError when a name or a path leads out of the folder."

@@ -128,7 +128,7 @@ def build_loader(
         pin=torch.cuda.is_available(), weights=weights,
     )
     corrupt = partial(under, condition, noise, recipe.seed) if condition else None
-    if not recipe.reads_features: return make_loader(store, clips, recipe.num_frames, change=corrupt, **options)
+    if not recipe.reads_features: return make_loader(store, clips, recipe.num_frames, transform=corrupt, **options)
     folders = [cache_folder(store.path, encoder_spec(recipe, s)) for s in STREAMS]
     sources: list[FeatureSource] = [cached_source(f) for f in folders]
     scales = tuple(_cached_scales(f, tuple(store.usable())) for f in folders) if recipe.speaker_normalization else None

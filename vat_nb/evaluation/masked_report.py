@@ -36,7 +36,7 @@ def _filling_errors(
     masked = sample_mask(real.cpu(), rate, torch.Generator().manual_seed(seed)).to(real.device)
     other = batch._replace(video=batch.video.roll(1, 0), video_mask=batch.video_mask.roll(1, 0))
     blind = batch._replace(video_mask=torch.zeros_like(batch.video_mask))
-    inputs = {"its own picture": batch, "another clip's picture": other, "no picture": blind}
+    inputs = {"its own video": batch, "another clip's video": other, "no video": blind}
     predictions = {}
     for name, x in inputs.items():
         tokens = model.encode(x).video, None
@@ -62,10 +62,10 @@ def masked_table(
         for name, x in _filling_errors(model, batch, mean, rate, seed).items(): errors.setdefault(name, []).append(x)
     model.train(was_training)
     errors = {name: torch.cat(x).numpy() for name, x in errors.items()}
-    baseline, rows = errors["its own picture"], {}
+    baseline, rows = errors["its own video"], {}
     for name, x in errors.items():
         more = x - baseline
         bounds = np.nan, np.nan
-        if name != "its own picture": bounds = interval(lambda sample: more[sample].mean(), len(more))
+        if name != "its own video": bounds = interval(lambda sample: more[sample].mean(), len(more))
         rows[name] = dict(error=x.mean(), more=more.mean(), low=bounds[0], high=bounds[1])
     return pd.DataFrame(rows).T.rename_axis("filled with")

@@ -112,8 +112,8 @@ class RunPredictions:
         self.run, self.max_clips, self.device = run, max_clips, device
         self.store, self.cache = run.store, {}
         normalize = run.recipe.speaker_normalization and not run.recipe.reads_features
-        if normalize and not run.store.change:
-            self.store = run.store._replace(change=speaker_normalization(run.store, run.store.usable()))
+        if normalize and not run.store.transform:
+            self.store = run.store._replace(transform=speaker_normalization(run.store, run.store.usable()))
         has_release = run.store.path.resolve() != (run.folder / "clips").resolve()
         self.subsets = [KEPT, *(sorted({c.split for c in run.store.clips}) if has_release else ())]
 
@@ -209,7 +209,7 @@ def fingerprint(
 
 @patch
 def _model_snapshot(self: RunPredictions, subset: str, stage: str, source: str) -> Snapshot:
-    names = ("video_embed", "audio_embed", "own")
+    names = ("video_embed", "audio_embed", "match_prob")
     clips = self.clips(subset)
     def compute(model, build):
         s = take_snapshot(model, build(clips), stage, -1, source)
@@ -302,7 +302,7 @@ def metrics_html(
     "Format recall, alignment and uniformity of a snapshot as a small table."
     if len(s.video_embed) < 2:
         return "One clip has nobody to be confused with: recall and the matrix need two or more."
-    x = {k: f"{value:.2f}" for k, value in embedding_metrics(s.video_embed, s.audio_embed, s.own).items()}
+    x = {k: f"{value:.2f}" for k, value in embedding_metrics(s.video_embed, s.audio_embed, s.match_prob).items()}
     rows = [(f"{len(s.video_embed)} clips", "<b>video</b>", "<b>audio</b>", "")]
     for k in (1, 5, 10):
         recall = x[f"recall@{k} video->audio"], x[f"recall@{k} audio->video"]
@@ -335,9 +335,9 @@ class AlignmentPanel(Controls):
         max_clips: int = 300,  # of a split
         device: str = "cpu",  # where the run's models compute
     ):
-        w, self.run, self.looks = ipywidgets, run, RunPredictions(run, max_clips, device)
+        w, self.run, self.predictions = ipywidgets, run, RunPredictions(run, max_clips, device)
         self.axs, self.clip_ids, self.maps = [], [], {}
-        self.said = w.HTML()
+        self.status = w.HTML()
         self._add_matrix_controls()
         self._add_pair_controls()
         self._add_map_controls()
@@ -345,7 +345,7 @@ class AlignmentPanel(Controls):
             (self.subset, self.epoch_key, self.source),
             (self.num_clips, self.order, self.num_negatives),
             (self.cell_values, self.temperature, self.with_matching),
-            (self.said,),
+            (self.status,),
             (self.matrix,),
             (self.video, self.audio, self.hint),
             (self.strips,),
@@ -358,7 +358,7 @@ class AlignmentPanel(Controls):
 
     def _add_matrix_controls(self) -> None:
         w, slider = ipywidgets, dict(continuous_update=False, **_wide())
-        self.subset = w.Dropdown(options=self.looks.subsets, description="clips of", **_wide())
+        self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_wide())
         self.epoch_key = w.SelectionSlider(options=["-"], description="moment", **slider)
         style = dict(description_width="4em", button_width="6em")
         self.source = w.ToggleButtons(options=["student", "teacher"], description="model", style=style)
@@ -391,26 +391,26 @@ class AlignmentPanel(Controls):
 @patch
 def _connect(self: AlignmentPanel) -> None:
     def draw_matrix(): self.draw_matrix(*self.selection())
-    for c in (self.epoch_key, self.source, self.num_clips, self.order): c.observe(self.doing(self.draw), "value")
+    for c in (self.epoch_key, self.source, self.num_clips, self.order): c.observe(self.guarded(self.draw), "value")
     for c in (self.num_negatives, self.cell_values, self.temperature, self.with_matching):
-        c.observe(self.doing(draw_matrix), "value")
-    for c in (self.video, self.audio): c.observe(self.doing(self.draw_choice), "value")
-    for c in (self.method, self.colour_by, self.lines): c.observe(self.doing(self.draw_map), "value")
-    self.subset.observe(self.doing(self._update_epochs, self.draw), "value")
-    self.matrix.observe(self.doing(self._click), "position")
-    self.doing(self._update_epochs, self.draw)()
+        c.observe(self.guarded(draw_matrix), "value")
+    for c in (self.video, self.audio): c.observe(self.guarded(self.draw_choice), "value")
+    for c in (self.method, self.colour_by, self.lines): c.observe(self.guarded(self.draw_map), "value")
+    self.subset.observe(self.guarded(self._update_epochs, self.draw), "value")
+    self.matrix.observe(self.guarded(self._click), "position")
+    self.guarded(self._update_epochs, self.draw)()
 
 
 @patch
 def _update_epochs(self: AlignmentPanel) -> None:
     subset, current = self.subset.value, self.epoch_key.value
-    keys = self.looks.epoch_keys(subset)
+    keys = self.predictions.epoch_keys(subset)
     if not keys:
         raise ValueError(
             f"this run has no {'snapshots' if subset == KEPT else 'model'} to look at {subset} with: choose other "
             "clips, or train again with snapshot_clips above 0"
         )
-    n = len(self.looks.clips(subset))
+    n = len(self.predictions.clips(subset))
     self.epoch_key.options = keys
     default = keys.get("pretrained model", list(keys.values())[-1])
     self.epoch_key.value = current if current in keys.values() else default
@@ -436,12 +436,12 @@ def _update_menus(self: AlignmentPanel, clips: list[Clip]) -> None:  # what was 
 @patch
 def selection(self: AlignmentPanel) -> tuple[Snapshot, list[Clip], np.ndarray]:
     "Return the vectors of the drawn clips in their order, the clips, and their rows among the subset's."
-    s = self.looks.snapshot(self.subset.value, self.epoch_key.value, self.source.value)
-    clips = self.looks.clips(self.subset.value)
+    s = self.predictions.snapshot(self.subset.value, self.epoch_key.value, self.source.value)
+    clips = self.predictions.clips(self.subset.value)
     rows = subsample_rows(len(clips), self.num_clips.value)
     v, a, classes = s.video_embed[rows], s.audio_embed[rows], self.run.task.classes
     rows = rows[clip_order([clips[i] for i in rows], v, a, self.order.value, classes)]
-    s = s._replace(video_embed=s.video_embed[rows], audio_embed=s.audio_embed[rows], own=s.own[rows])
+    s = s._replace(video_embed=s.video_embed[rows], audio_embed=s.audio_embed[rows], match_prob=s.match_prob[rows])
     return s, [clips[i] for i in rows], rows
 
 
@@ -513,7 +513,7 @@ def _cosine_view(self: AlignmentPanel, s: Snapshot) -> dict:  # arguments of `ch
 @patch
 def _matching_view(self: AlignmentPanel, rows: np.ndarray) -> dict:  # arguments of `change_similarity`
     rising = np.sort(rows)
-    matrix = self.looks.matching(self.subset.value, self.epoch_key.value, self.source.value, rising)
+    matrix = self.predictions.matching(self.subset.value, self.epoch_key.value, self.source.value, rising)
     positions = np.searchsorted(rising, rows)
     label = "probability of 'same clip'"
     return dict(m=matrix[np.ix_(positions, positions)], label=label, vmin=0, vmax=1, title="matching head")
@@ -546,7 +546,7 @@ def play(
     self.films.children = ()
     if min(i, j) < 0: return
     pairs = [("chosen", i, j), ("the video's own", i, i), ("the audio's own", j, j)][:1 if i == j else 3]
-    axs = plot_pairs(self.looks.store, [(title, clips[p], clips[q]) for title, p, q in pairs])
+    axs = plot_pairs(self.predictions.store, [(title, clips[p], clips[q]) for title, p, q in pairs])
     self.strips.value = png(axs[0, 0].figure)
     self.hint.value, self.films.children = "", [self._film_box(s, clips, *pair) for pair in pairs]
 
@@ -564,8 +564,8 @@ def _film_box(
     name = clips[video].id + (f" with the audio of {clips[audio].id}" if video != audio else "")
     rank = 1 + (cosines > cosines[audio]).sum()
     scores = f"cosine {cosines[audio]:.2f}: audio {rank} of {len(clips)} for this video"
-    if video == audio: scores += f"; matching {s.own[video]:.2f}"
+    if video == audio: scores += f"; matching {s.match_prob[video]:.2f}"
     caption = w.HTML(f"<div style='line-height:1.4'><b>{title}: {html.escape(name)}</b><br>{scores}</div>")
-    film = pair_film(self.looks.store, clips[video], clips[audio])
+    film = pair_film(self.predictions.store, clips[video], clips[audio])
     player = w.Video(value=film, format="mp4", autoplay=False, loop=False, width=220)
     return w.VBox([caption, player], layout=w.Layout(width="25em"))

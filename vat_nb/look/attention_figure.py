@@ -23,7 +23,9 @@ from ..data.dataloader import ClipDataset, collate, window_starts
 from ..data.store import Store
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..plotting import MATRIX, plot_logmel, plot_wave
-from .attention_maps import QUERY_ROWS, AttentionMap, Look, averaged, look, raw, to_heatmap
+from vat_nb.look.attention_maps import (
+    QUERY_ROWS, AttentionMap, AttentionRecord, averaged, compute_attention, raw, to_heatmap,
+)
 
 # %% ../../nbs/7_look/03b_attention_figure.ipynb #53851967
 class ClipWindow(NamedTuple):
@@ -57,7 +59,7 @@ def read_piece(
 ) -> ClipWindow:
     "Read a window of a clip. Raises ValueError when it lacks video or audio."
     sample = ClipDataset(store, [clip], frames)[0, start]
-    plain = ClipDataset(store._replace(change=None), [clip], frames)[0, start] if store.change else sample
+    plain = ClipDataset(store._replace(transform=None), [clip], frames)[0, start] if store.transform else sample
     if not len(plain.frames) or not len(plain.wave):
         missing = "sound" if len(plain.frames) else "picture"
         raise ValueError(
@@ -113,7 +115,7 @@ def overlay(
 
 
 def time_index(
-    record: Look,
+    record: AttentionRecord,
     frames: int,  # T
     fps: float,  # frames per second
 ) -> np.ndarray:  # [T]
@@ -226,7 +228,7 @@ def plot_table(
 
 # %% ../../nbs/7_look/03b_attention_figure.ipynb #205b0126
 def plot_heat(
-    record: Look,
+    record: AttentionRecord,
     heat: AttentionMap,
     window: ClipWindow,
     axs: np.ndarray,  # from `attention_axes`; the heat that is there is removed
@@ -264,7 +266,7 @@ def plot_attention(
     if isinstance(clip, Batch):
         frames = clip.video[0][clip.video_mask[0]].movedim(1, -1).cpu().numpy()
         window = ClipWindow(frames, clip.audio[0][clip.audio_mask[0]].cpu().numpy(), model.video.fps, clip)
-    record = look(model, window.batch.to(model.temperature.device))
+    record = compute_attention(model, window.batch.to(model.temperature.device))
     layer = layer if layer is None else range(len(record.cross_attn))[layer]
     heat = to_heatmap(record, averaged(raw(record), layer), QUERY_ROWS[query])
     return plot_heat(record, heat, window, plot_clip_window(window, attention_axes()), title, even=True)

@@ -28,8 +28,10 @@ from ..encoders.feature_loading import FeatureDataset
 from ..model import VAT
 from ..data.store import Store
 from ..plotting import save_figure
-from .attention_maps import GRADIENT, MATCH, PREDICTED, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, Look
-from .attention_maps import answers, attribution, gradient_attention, head_maps, look, predicted_name
+from vat_nb.look.attention_maps import (
+    GRADIENT, MATCH, PREDICTED, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, AttentionRecord, answers, attribution,
+    compute_attention, gradient_attention, head_maps, predicted_name,
+)
 from .attention_maps import raw, to_heatmap
 from .attention_figure import ClipWindow, attention_axes, clip_window_starts, overlay, plot_clip_window
 from .attention_figure import plot_head_maps, plot_heat, read_piece, time_index
@@ -267,10 +269,10 @@ def _offer(self: AttentionPanel, menu: ipywidgets.Dropdown, options: list[tuple[
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #e39196a4
 @patch
-def _record(self: AttentionPanel, name: str, clip: Clip, start: int) -> Look:
+def _record(self: AttentionPanel, name: str, clip: Clip, start: int) -> AttentionRecord:
     "Record the attention of a window."
     model = self.model_of(name)
-    return look(model, self.window_of(clip, start).batch.to(model.temperature.device))
+    return compute_attention(model, self.window_of(clip, start).batch.to(model.temperature.device))
 
 
 @patch
@@ -289,7 +291,7 @@ def _film(self: AttentionPanel, clip: Clip, start: int) -> bytes:
 
 
 @patch
-def _answer_name(self: AttentionPanel, record: Look) -> str:
+def _answer_name(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return the name of the answer that gradients are computed of."
     return predicted_name(record, self.store.task) if self.answer.value == PREDICTED else self.answer.value
 
@@ -339,7 +341,7 @@ def _draw_window(self: AttentionPanel, window: ClipWindow) -> None:
 
 
 @patch
-def _draw_heads(self: AttentionPanel, record: Look, gradients: Tensor | None, label: str) -> None:
+def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor | None, label: str) -> None:
     "Draw the small maps."
     by_place, suffix = self.maps_by.value == "place" and record.grid > 1, ", raw" if gradients is None else ""
     maps, outline = raw(record) if gradients is None else 1000 * gradients, None
@@ -353,7 +355,7 @@ def _draw_heads(self: AttentionPanel, record: Look, gradients: Tensor | None, la
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #f8ce4f31
 @patch
-def _title(self: AttentionPanel, record: Look) -> str:
+def _title(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return the title of the figure."
     method, layer, head = self.way.value, self.layer.value, self.head.value
     layers = "all layers" if layer is None else f"{'layers 1 to' if method == ROLLOUT else 'layer'} {layer + 1}"
@@ -363,7 +365,7 @@ def _title(self: AttentionPanel, record: Look) -> str:
 
 
 @patch
-def _prediction_words(self: AttentionPanel, record: Look) -> str:
+def _prediction_words(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return predictions and labels as a sentence."
     task, clip = self.store.task, self.clip.value
     outputs = {c: f"{p:.0%}" for c, p in zip(task.classes, record.outputs["logits"].softmax(0).tolist())}
@@ -375,7 +377,7 @@ def _prediction_words(self: AttentionPanel, record: Look) -> str:
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #79a55ec8
 @patch
-def _captions(self: AttentionPanel, record: Look, heat: AttentionMap, table: Tensor) -> list[str]:
+def _captions(self: AttentionPanel, record: AttentionRecord, heat: AttentionMap, table: Tensor) -> list[str]:
     "Return what stands under the controls."
     method, reader, words = self.way.value, self.reader.value, [self._prediction_words(record)]
     if record.grid == 1:

@@ -53,32 +53,32 @@ class AuditPanel(Controls):
         per_page: int = 6,  # clips on a page
         device: str = "cpu",  # where the run's models compute
     ):
-        w, self.run, self.looks = ipywidgets, run, RunPredictions(run, max_clips, device)
+        w, self.run, self.predictions = ipywidgets, run, RunPredictions(run, max_clips, device)
         self.per_page, self.tables, self.syncs = per_page, {}, {}
         self.path = Path(path or run.folder / "audit.csv")
         self.weights = read_weights(self.path)
         self._add_controls()
         self.save = w.Button(description="save audit file", button_style="primary")
-        self.said, self.rows = w.HTML(), w.VBox()
+        self.status, self.rows = w.HTML(), w.VBox()
         lines = [
             (self.subset, self.stage, self.source),
             (self.emotion, self.speaker, self.threshold),
-            (self.page, self.save, self.said),
+            (self.page, self.save, self.status),
             (self.rows,),
         ]
         self.box = w.VBox([w.HBox(line, layout=w.Layout(flex_flow="row wrap")) for line in lines])
-        refill, restart = self.doing(self._update_filters, self.draw), self.doing(self._first_page, self.draw)
+        refill, restart = self.guarded(self._update_filters, self.draw), self.guarded(self._first_page, self.draw)
         for c in (self.subset, self.stage, self.source): c.observe(refill, "value")
         for c in (self.emotion, self.speaker, self.threshold): c.observe(restart, "value")
-        self.page.observe(self.doing(self.draw), "value")
-        self.save.on_click(self.doing(self._save))
-        self.doing(self._update_filters, self.draw)()
+        self.page.observe(self.guarded(self.draw), "value")
+        self.save.on_click(self.guarded(self._save))
+        self.guarded(self._update_filters, self.draw)()
 
     def _add_controls(self) -> None:
-        w, subsets = ipywidgets, self.looks.subsets
+        w, subsets = ipywidgets, self.predictions.subsets
         value = "train" if "train" in subsets else subsets[0]
         self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_wide())
-        stages = {words: stage for words, (stage, _) in self.looks.models().items()}
+        stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
         self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_wide())
         style = dict(button_width="6em")
         self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
@@ -86,14 +86,14 @@ class AuditPanel(Controls):
             w.Dropdown(options=["all"], description=d, **_wide()) for d in ("emotion", "speaker")
         )
         self.threshold = w.FloatSlider(
-            0.0, min=0, max=1, step=0.05, description="suspicion over", continuous_update=False,
+            0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
             style=dict(description_width="8em"), layout=w.Layout(width="23em"),
         )
         self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_wide())
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #a1172c5b
 @patch
-def blank(self: AuditPanel) -> None:
+def clear(self: AuditPanel) -> None:
     "Remove all rows: those of other controls would mislead."
     self.rows.children = ()
 
@@ -103,9 +103,9 @@ def table(self: AuditPanel) -> pd.DataFrame:
     "Audit the chosen clips by the chosen model, once."
     subset, stage, source = self.subset.value, self.stage.value, self.source.value
     if (subset, stage, source) not in self.tables:
-        clips, store = self.looks.clips(subset), self.looks.store
+        clips, store = self.predictions.clips(subset), self.predictions.store
         if subset not in self.syncs: self.syncs[subset] = lip_sync(store, clips)
-        snapshot = self.looks.snapshot(subset, (stage, -1), source)
+        snapshot = self.predictions.snapshot(subset, (stage, -1), source)
         self.tables[subset, stage, source] = audit_clips(snapshot, store, clips, sync=self.syncs[subset])
     return self.tables[subset, stage, source]
 
@@ -114,7 +114,7 @@ def table(self: AuditPanel) -> pd.DataFrame:
 def selection(self: AuditPanel) -> pd.DataFrame:
     "Return the rows that pass the filters, the worst first."
     t = self.table()
-    rows = t["suspicion"] >= self.threshold.value
+    rows = t["inconsistency"] >= self.threshold.value
     for menu, name in ((self.emotion, "emotion"), (self.speaker, "speaker")):
         rows &= t[name].eq(menu.value) | (menu.value == "all")
     return t[rows]
@@ -138,18 +138,18 @@ def _first_page(self: AuditPanel) -> None:
 @patch
 def _save(self: AuditPanel) -> None:
     n, path = save_weights(self.path, self.weights), html.escape(str(self.path))
-    self.said.value = f"saved {n} clips to {path}; train with -p clip_weights {path}"
+    self.status.value = f"saved {n} clips to {path}; train with -p clip_weights {path}"
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #34999cf1
 @patch
 def draw(self: AuditPanel) -> None:
     "Draw a page."
-    t, clips = self.selection(), {c.id: c for c in self.looks.clips(self.subset.value)}
+    t, clips = self.selection(), {c.id: c for c in self.predictions.clips(self.subset.value)}
     start = (self.page.value - 1) * self.per_page
     self.rows.children = [self.row(clips[r["id"]], r) for r in t.iloc[start:start + self.per_page].to_dict("records")]
     count = sum(w < 1 for w in self.weights.values())
-    if len(t): self.said.value = f"{len(t)} clips, page {self.page.value} of {self.page.max}; {count} weighed"
-    else: self.said.value = "<b>no clip passes these filters: lower the threshold, or choose all</b>"
+    if len(t): self.status.value = f"{len(t)} clips, page {self.page.value} of {self.page.max}; {count} weighed"
+    else: self.status.value = "<b>no clip passes these filters: lower the threshold, or choose all</b>"
 
 
 @patch
@@ -159,11 +159,11 @@ def row(
     scores: dict,  # its row of the table
 ) -> ipywidgets.HBox:
     "Draw one clip: frame, waveform, film, scores, and the controls of its weight."
-    w, media = ipywidgets, self.looks.store.media(clip)
+    w, media = ipywidgets, self.predictions.store.media(clip)
     ax = plot_wave(media.audio, ax=new_axes(3.2, 1.1))
     face = w.Image(value=media.jpegs[len(media.jpegs) // 2], format="jpeg", width=110)
     wave = w.Image(value=png(ax.figure, 70), format="png")
-    film = pair_film(self.looks.store, clip, clip)
+    film = pair_film(self.predictions.store, clip, clip)
     player = w.Video(value=film, format="mp4", autoplay=False, loop=False, width=150)
     caption = w.HTML(_caption(clip, scores), layout=w.Layout(width="19em"))
     controls = w.VBox(self._weight_controls(clip.id))
@@ -177,7 +177,7 @@ def _caption(clip: Clip, scores: dict) -> str:
     lines = [
         f"<b>{html.escape(clip.id)}</b>",
         html.escape(f"{scores['emotion']}, {scores['speaker']}, {clip.split}"),
-        f"<b>{number('suspicion')}</b>",
+        f"<b>{number('inconsistency')}</b>",
         f"{number('matching')}, {number('cosine')}",
         f"{number('rank')}, {number('sync')}{late}",
     ]

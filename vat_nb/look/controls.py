@@ -19,24 +19,24 @@ def error_html(
 
 # %% ../../nbs/7_look/01_controls.ipynb #265ff2bc
 class Controls:
-    "Base class of a panel. Its errors are shown in `said`, an HTML widget of the panel."
+    "Base class of a panel. Its errors are shown in `status`, an HTML widget of the panel."
     busy = False  # whether an action is running
 
-    def blank(self) -> None:
+    def clear(self) -> None:
         "Clear what no longer fits the controls after an error. A panel may override it; here it does nothing."
 
-    def doing(
+    def guarded(
         self,
         *steps: Callable[[], object],  # functions without arguments, called one after another
     ) -> Callable:  # callback for a control's `observe` or `on_click`
         "Return the steps as one action, which never raises."
         def act(change=None):
             if self.busy: return  # another action set this control, and draws when all is set
-            self.busy, self.said.value = True, ""
+            self.busy, self.status.value = True, ""
             try:
                 for step in steps: step()
             except Exception as e:
-                self.said.value = error_html(e)
-                self.blank()
+                self.status.value = error_html(e)
+                self.clear()
             finally: self.busy = False
         return act

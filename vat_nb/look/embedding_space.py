@@ -304,7 +304,7 @@ def embedding_history(
     rows = []
     for s in snapshots:
         step = s.epoch + (pretrain_epochs if s.stage == "finetune" else 0)
-        metrics = embedding_metrics(s.video_embed, s.audio_embed, s.own)
+        metrics = embedding_metrics(s.video_embed, s.audio_embed, s.match_prob)
         rows.append(dict(stage=s.stage, epoch=s.epoch, step=step, source=s.source) | metrics)
     return pd.DataFrame(rows)
 

@@ -24,7 +24,7 @@ from ..data.io import write_atomically
 from ..evaluation.predictions import HEADS
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..data.dataloader import Sample, collate, cut_window
-from ..data.decoding import ERROR_CODES, Media, decode_jpegs
+from ..data.decoding import ERROR_CODES, DecodedClip, decode_jpegs
 from ..data.store import Store
 from ..runs.recognizer import Recognizer, newest_run
 from ..data.media_files import SUFFIXES, named_files
@@ -53,7 +53,7 @@ class WindowPredictions(NamedTuple):
     probabilities: dict[str, np.ndarray]  # head -> [W, C], calibrated; NaN where the head had no input
     values: dict[str, np.ndarray]  # head -> [W, K] in the targets' unit; NaN as above
 
-    def table(
+    def to_frame(
         self,
         task: Task,
     ) -> pd.DataFrame:  # start, end, head, emotion, one probability per class, targets
@@ -73,7 +73,7 @@ def window_batch(
     recognizer: Recognizer,
     store: Store,  # of `recognizer.open`
     clip: Clip,
-    media: Media,  # of that clip
+    media: DecodedClip,  # of that clip
     starts: Sequence[int],  # first frame of each window
     features: FeatureDataset | None = None,  # of this clip, where the model reads features; None computes them
 ) -> Batch:
@@ -84,7 +84,7 @@ def window_batch(
     r, targets, samples = recognizer.recipe, (np.nan,) * len(recognizer.task.targets), []
     for i, start in enumerate(starts):
         frames, wave = cut_window(media, start, r.num_frames, r.fps, r.image_size)
-        if store.change: frames, wave = store.change(clip, np.asarray(frames), wave)
+        if store.transform: frames, wave = store.transform(clip, np.asarray(frames), wave)
         samples.append(Sample(frames, wave, -100, targets, i))
     return collate(samples)
 
@@ -94,7 +94,7 @@ def predict_window_batch(
     recognizer: Recognizer,
     store: Store,  # of `recognizer.open`
     clip: Clip,
-    media: Media,  # of that clip, read once
+    media: DecodedClip,  # of that clip, read once
     starts: Sequence[int],  # first frame of each window
     batch_size: int = 16,  # windows that are decoded at a time
 ) -> WindowPredictions:
@@ -120,7 +120,7 @@ def predict_windows(
     clip: Clip,
     hop: float | None = None,  # s from one window to the next; None is half a window
     max_windows: int = 300,  # largest number of windows
-) -> tuple[WindowPredictions, Media]:  # predictions over time, and what was read
+) -> tuple[WindowPredictions, DecodedClip]:  # predictions over time, and what was read
     "Predict a clip in sliding windows."
     media, r = store.media(clip), recognizer.recipe
     length, hop = max(round(media.duration * r.fps), 1), hop and max(round(hop * r.fps), 1)
@@ -157,7 +157,7 @@ def plot_most_probable(
     return ax
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #b464ae70
-def _plot_media_frames(media: Media, ax: Axes) -> None:
+def _plot_media_frames(media: DecodedClip, ax: Axes) -> None:
     "Draw up to eight frames at equal distances."
     n = min(8, len(media.jpegs))
     times = (np.arange(n) + 0.5) * media.duration / n
@@ -186,7 +186,7 @@ def _plot_target(windowed: WindowPredictions, k: int, name: str, ax: Axes) -> No
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #45f5cc3d
 def plot_over_time(
     windowed: WindowPredictions,
-    media: Media,  # of the same clip
+    media: DecodedClip,  # of the same clip
     task: Task,
     title: str = "",
 ) -> dict[str, Axes]:  # "frames", "wave", "most probable", one for each head and each target, where there are any
@@ -216,7 +216,7 @@ def plot_over_time(
 def plot_summary(
     probabilities: dict[str, np.ndarray],  # head -> [C]; NaN where the head had no input
     values: dict[str, np.ndarray],  # head -> [K]; NaN as above
-    media: Media,
+    media: DecodedClip,
     task: Task,
     title: str = "",
 ) -> list[Axes]:  # the face, where there is one; the classes; the targets
@@ -236,7 +236,7 @@ def plot_summary(
         plot_matrix(p, "", "head", "", task.classes, HEADS, "probability", ".2f", 0, 1, ax=axs["classes"])
     if task.targets:
         v, label = np.stack([values[h] for h in HEADS]), "" if task.classes else "head"
-        ends = [x if np.isfinite(x) else None for x in (task.low, task.high)]
+        ends = [x if np.isfinite(x) else None for x in (task.min_value, task.max_value)]
         plot_matrix(v, "", label, "", task.targets, HEADS, "value", ".2f", *ends, ax=axs["targets"])
     fig.suptitle(title)
     return [*axs.values()]
@@ -364,9 +364,9 @@ def predict_paths(
     "Preprocess, predict and draw. Raises ValueError when a single file cannot be read."
     model = self.recognizer
     with tempfile.TemporaryDirectory() as tmp:
-        store = model.open(source, tmp, processes=1 if len(paths) < 8 else 0)
-        predictions = model.look(store) if store.usable() else None
-        self.rows, self.save_button.layout.display = model.table(store, predictions), ""
+        store = model.preprocess_files(source, tmp, processes=1 if len(paths) < 8 else 0)
+        predictions = model.predict_store(store) if store.usable() else None
+        self.rows, self.save_button.layout.display = model.to_frame(store, predictions), ""
         if source.is_dir(): return self._list_files(paths, source)
         row = store.ledger.loc[store.clips[0].id]
         if predictions is None: raise ValueError(row["detail"] or f"{source}: {ERROR_CODES[row['reason']]}")
@@ -474,7 +474,7 @@ def save(self: PredictPanel) -> list[Path]:  # the files
     if self.rows.empty: return []
     tables, figures = {"predictions.csv": self.rows}, {}
     if self.windowed is not None:
-        tables["over_time.csv"], figures = self.windowed.table(self.recognizer.task), self._figures()
+        tables["over_time.csv"], figures = self.windowed.to_frame(self.recognizer.task), self._figures()
     for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
     for name, figure in figures.items():
         save_figure(figure, self.out / f"figures/{name}.png")

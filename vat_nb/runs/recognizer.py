@@ -217,12 +217,12 @@ def from_pretrained(  # the mixin's would also read config.json, which says noth
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #b88fc0f4
 @patch
-def open(
+def preprocess_files(
     self: Recognizer,
     paths: str | Path | Iterable[str | Path],  # videos, folders or patterns
     folder: str | Path,  # becomes a store
     processes: int = 1,  # that read files
-    limit: float = 300.0,  # s that reading one file may take
+    timeout_s: float = 300.0,  # s that reading one file may take
     speakers: Sequence[str] | None = None,  # the person in each file, for a model that normalises by speaker
 ) -> Store:  # its clips are the paths, in their order
     "Preprocess video files for the model; a file that cannot be read has a failed row in the ledger."
@@ -237,16 +237,16 @@ def open(
     if speakers is not None: clips = [replace(c, speaker=str(s)) for c, s in zip(clips, speakers, strict=True)]
     preprocess(
         clips, self.task, folder, fps=r.fps, size=r.image_size, quality=r.quality, faces=r.face_detector,
-        processes=processes, limit=limit, quiet=True,
+        processes=processes, timeout_s=timeout_s, quiet=True,
     )
     store = open_store(folder)
     if not r.speaker_normalization or self.encoders: return store
     # the speakers are not known: each file is normalised by itself
-    return store._replace(change=speaker_normalization(store, store.usable()))
+    return store._replace(transform=speaker_normalization(store, store.usable()))
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #13fa8942
 @patch
-def look(
+def predict_store(
     self: Recognizer,
     store: Store,  # from `open`
 ) -> Predictions:
@@ -303,7 +303,7 @@ def probabilities(self: Recognizer, logits: np.ndarray) -> np.ndarray:  # [N, C]
 
 
 @patch
-def table(
+def to_frame(
     self: Recognizer,
     store: Store,  # from `open`
     predictions: Predictions | None,  # from `look`; None where no clip could be read
@@ -328,13 +328,13 @@ def predict(
     self: Recognizer,
     paths: str | Path | Iterable[str | Path],  # videos, folders or patterns such as clips/*.mp4
     processes: int = 1,  # that read files
-    limit: float = 300.0,  # s that reading one file may take
+    timeout_s: float = 300.0,  # s that reading one file may take
     speakers: Sequence[str] | None = None,  # the person in each file, for a model that normalises by speaker
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Predict emotion for video files, one row each; one that cannot be read has a reason and no emotion."
     with tempfile.TemporaryDirectory() as tmp:
-        store = self.open(paths, tmp, processes, limit, speakers)
-        return self.table(store, self.look(store) if store.usable() else None)
+        store = self.preprocess_files(paths, tmp, processes, timeout_s, speakers)
+        return self.to_frame(store, self.predict_store(store) if store.usable() else None)
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #6859d2a3
 def newest_run(

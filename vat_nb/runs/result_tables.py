@@ -207,19 +207,19 @@ def _masked_errors(rows: list[dict[str, Any]]) -> str:  # of the masked report
          "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})"]
         for x in rows
     ]
-    return markdown_table(["holes of the sound filled with", "squared error", "more than with its own picture"], holes)
+    return markdown_table(["holes of the sound filled with", "squared error", "more than with its own video"], holes)
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #a9781f82
 CONSISTENCY_TITLES = dict(
     matching="matching head", cosine="cosine of the two vectors", rank="rank among all sounds",
-    sync="loudness follows the lips", suspicion="verdict",
+    sync="loudness follows the lips", inconsistency="combined",
 )
 
 
 def audit_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the area under the ROC curve of each consistency score, by kind of fault."
     run, kinds = runs[0], ("swapped", "shifted")
-    cell = {(r["witness"], r["kind"]): r for r in run["areas"] if r["judge"] == "student"}
+    cell = {(r["score"], r["kind"]): r for r in run["areas"] if r["judge"] == "student"}
     rows = [
         [title, *(interval_text([cell[name, k][x] for x in ("area", "low", "high")]) for k in kinds)]
         for name, title in CONSISTENCY_TITLES.items()
@@ -228,7 +228,8 @@ def audit_table(runs: list[dict[str, Any]]) -> str:
     size = f"{run['clips']} clips, of which {faults}; pretraining took {run['pretrain_seconds'] / 60:.1f} minutes."
     lips = f"The loudness that faces foretell has a correlation of {run['lips']:.2f} with the one that is heard"
     return "\n\n".join(
-        [markdown_table(["witness", *kinds], rows), f"{size} {lips}: below 0.2 the lips have no say in the verdict."]
+        [markdown_table(["score", *kinds], rows),
+         f"{size} {lips}: below 0.2 the lips do not count in the combined score."]
     )
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #48acb2da
@@ -236,7 +237,7 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate each row of an ablation, with the paired difference from the row above."
     run = runs[0]
     rows = [
-        [r["row"], f"{r['score']:.2f}", difference_text(r), *(f"{r[k]:.2f}" for k in ("no_sound", "no_picture"))]
+        [r["row"], f"{r['score']:.2f}", difference_text(r), *(f"{r[k]:.2f}" for k in ("no_audio", "no_video"))]
         for r in run["rows"]
     ]
     total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]

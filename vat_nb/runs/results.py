@@ -231,8 +231,8 @@ def readme_table(
     demo, shares, lrwar, audit = (read_study(top, k)[0] for k in ("demo", "demo_shares", "lrwar", "lrwar_audit"))
     heads = demo["splits"]["test1"]["intervals"]
     gains = {r["share"]: difference_text(r) for r in shares["worth"] if r["part"] == "all parts of the recipe"}
-    key = dict(witness="suspicion", kind="swapped", judge="student")
-    verdict = next(r for r in audit["areas"] if key.items() <= r.items())
+    key = dict(score="inconsistency", kind="swapped", judge="student")
+    combined = next(r for r in audit["areas"] if key.items() <= r.items())
     rows = [
         _recall_row("demo, strangers", demo),
         ["demo, test1", "weighted F1 of video, audio and fused head",
@@ -241,7 +241,7 @@ def readme_table(
         ["", "the same with a tenth of the labels", gains[0.1]],
         _recall_row("LRW-AR, real faces", lrwar),
         ["", "sound that was swapped, found by the audit (area under the curve)",
-         interval_text([verdict[k] for k in ("area", "low", "high")])],
+         interval_text([combined[k] for k in ("area", "low", "high")])],
     ]
     rows += [_folds_row(top, "javased", ""), _folds_row(top, "javased_speaker", ", per speaker")]
     return markdown_table(["clips", "what", "figure"], rows)

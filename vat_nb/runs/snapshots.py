@@ -52,7 +52,7 @@ def copy_clips(
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "clips").mkdir(parents=True)
-    for c in clips: write_atomically(folder / "clips" / clip_file(c.id), store.raw(c))
+    for c in clips: write_atomically(folder / "clips" / clip_file(c.id), store.read_bytes(c))
     for record in sorted(Path(store.path, "features").glob("*/settings.json")) if "://" not in str(store.path) else []:
         cache = record.parent
         names = ["settings.json", *(f"clips/{clip_file(c.id)}" for c in clips)]
@@ -69,7 +69,7 @@ class Snapshot(NamedTuple):
     source: str  # "student" or "teacher"
     video_embed: np.ndarray  # [N, P] unit vectors of the videos
     audio_embed: np.ndarray  # [N, P] unit vectors of the audio
-    own: np.ndarray  # [N] probability of a clip's own pair, by the matching head
+    match_prob: np.ndarray  # [N] probability of a clip's own pair, by the matching head
     temperature: float  # of the contrastive loss
 
 # %% ../../nbs/6_runs/04_snapshots.ipynb #c07f8158
@@ -144,7 +144,7 @@ def save_snapshots(
     snapshots: list[Snapshot],  # of one epoch
 ) -> None:
     "Write the snapshots of an epoch into one file."
-    names = ("video_embed", "audio_embed", "own")
+    names = ("video_embed", "audio_embed", "match_prob")
     tensors = {f"{s.source} {k}": torch.from_numpy(getattr(s, k)) for s in snapshots for k in names}
     path = _file(out, snapshots[0].stage, snapshots[0].epoch)
     save_tensors(path, tensors, {s.source: dict(temperature=s.temperature) for s in snapshots})
@@ -227,8 +227,8 @@ def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
         raise ValueError(f"{path} is no snapshot ({type(e).__name__}: {e}): delete it") from None
     for s in snapshots:
         fits = s.video_embed.shape == s.audio_embed.shape and s.video_embed.ndim == 2 and len(s.video_embed) == clips
-        arrays = s.video_embed, s.audio_embed, s.own
-        if not fits or s.own.shape != (clips,) or not all(np.isfinite(x).all() for x in arrays):
+        arrays = s.video_embed, s.audio_embed, s.match_prob
+        if not fits or s.match_prob.shape != (clips,) or not all(np.isfinite(x).all() for x in arrays):
             raise ValueError(f"{path} is no snapshot of {clips} clips: delete it")
     return snapshots
 
@@ -237,7 +237,7 @@ def _parse_snapshot(
     path: Path, stage: str, source: str, tensors: dict[str, torch.Tensor], metadata: dict[str, Any]
 ) -> Snapshot:
     "Build a snapshot from the tensors of its file."
-    arrays = (tensors[f"{source} {k}"].numpy() for k in ("video_embed", "audio_embed", "own"))
+    arrays = (tensors[f"{source} {k}"].numpy() for k in ("video_embed", "audio_embed", "match_prob"))
     return Snapshot(stage, int(path.stem.split("-")[1]), source, *arrays, float(metadata[source]["temperature"]))
 
 # %% ../../nbs/6_runs/04_snapshots.ipynb #6abf1336

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 from ..types import Clip
 from ..data.dataloader import train_valid_split
-from ..data.validation import Task, check, clips as release_clips
+from ..data.validation import Task, build_clips, validate_release
 from ..data.datasets import read_release
 from ..data.demo_data import write_demo
 from ..data.faces import choose_detector
@@ -80,18 +80,18 @@ def prepare_store(
     check_failure_rate(data.ledger.reset_index(), recipe.max_failed, folder)
     prepare_features(data, recipe, build_accelerator(recipe).device if recipe.reads_features else "cpu")
     if not recipe.speaker_normalization or recipe.reads_features: return data
-    return data._replace(change=speaker_normalization(data, data.usable()))
+    return data._replace(transform=speaker_normalization(data, data.usable()))
 
 
 def _preprocess(recipe: Recipe, folder: Path, exists: bool) -> None:
     "Preprocess the clips of a release that a store lacks."
     release = read_release(recipe.layout, Path(recipe.data_dir), recipe.layout_options)
-    check(release)  # before hours of reading
+    validate_release(release)  # before hours of reading
     if not exists: check_available(recipe)
     with dask_client(recipe.scheduler) as client:
         preprocess(
-            release_clips(release), release.task, folder, processes=recipe.preprocess_workers,
-            limit=recipe.decode_timeout_s, client=client, **reading(recipe),
+            build_clips(release), release.task, folder, processes=recipe.preprocess_workers,
+            timeout_s=recipe.decode_timeout_s, client=client, **reading(recipe),
         )
 
 # %% ../../nbs/6_runs/00_splits.ipynb #20a8d151
