@@ -406,7 +406,7 @@ def test_a_run_whose_snapshots_or_clips_lead_elsewhere(run, tmp_path):
         (dict(), dict(student=7)),
         (dict(), dict(someone=dict(temperature=1.0))),
         ({"student video_embed": torch.zeros(3, 5)}, about),
-        ({"student own": torch.full((2,), torch.nan)}, about),
+        ({"student match_prob": torch.full((2,), torch.nan)}, about),
     ):
         save_tensors(path, tensors | change_, said)
         with pytest.raises(ValueError, match="start-0000.safetensors is no snapshot"):
