@@ -80,7 +80,7 @@ def test_ten_minutes(demo_run, tmp_path):
     assert (
         100 < len(panel.windowed.start) <= 300
         and panel.windowed.end[-1] == pytest.approx(600, abs=0.5)
-        and "600.0 s" in panel.says.value
+        and "600.0 s" in panel.status.value
     )
 
 

@@ -35,7 +35,7 @@ from vat_nb.look.attention_maps import (
 from .attention_maps import raw, to_heatmap
 from .attention_figure import ClipWindow, attention_axes, clip_window_starts, overlay, plot_clip_window
 from .attention_figure import plot_head_maps, plot_heat, read_piece, time_index
-from .controls import error_html
+from .controls import Controls
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #06df7a5a
 def write_film(
@@ -178,7 +178,7 @@ def _menu(label: str, options: list) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(description=label, options=options, layout=layout, style=style)
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #f0762acb
-class AttentionPanel:
+class AttentionPanel(Controls):
     "Controls, a clip that plays, and its attention. Every control is an attribute; `save` writes what is drawn."
 
     def __init__(
@@ -201,9 +201,8 @@ class AttentionPanel:
         self.record_of, self.film_of = lru_cache(8)(self._record), lru_cache(8)(self._film)
         self.gradient_of = lru_cache(8)(self._gradient)
         self._make_widgets(clips, list(models))
-        self.busy, self.window_in_figure = False, None
-        self.offer_windows()
-        self.draw()
+        self.window_in_figure = None
+        self.guarded(self.offer_windows, self.draw)()
         self._connect()
 
     def _ipython_display_(self) -> None: display(self.view)
@@ -224,31 +223,28 @@ def _make_widgets(self: AttentionPanel, clips: list[Clip], models: list[str]) ->
     )
     layout = ipywidgets.Layout(width="auto", margin="4px 2px 2px 66px")
     self.button = ipywidgets.Button(description="save PNG, SVG, MP4", layout=layout)
-    self.words, self.file_list = ipywidgets.HTML(), ipywidgets.HTML()
+    self.status, self.captions, self.file_list = (ipywidgets.HTML() for _ in range(3))
     self.film, self.face, self.figure = (ipywidgets.HTML() for _ in range(3))
     self.heads = ipywidgets.Image(format="png", layout=ipywidgets.Layout(object_fit="none"))
     layout = ipywidgets.Layout(width="300px", flex="0 0 auto")
     left = ipywidgets.VBox([*self.controls, self.button, self.file_list], layout=layout)
     row = ipywidgets.HBox([left, self.film, self.face, self.heads])
-    self.view = ipywidgets.VBox([row, self.words, self.figure])
+    self.view = ipywidgets.VBox([row, self.status, self.captions, self.figure])
 
 
 @patch
 def _connect(self: AttentionPanel) -> None:
     "Let the controls draw and save."
-    self.clip.observe(lambda _: self.offer_windows(), "value")
-    for control in self.controls: control.observe(lambda _: self.draw(), "value")
-    self.button.on_click(lambda _: self._guard(self._save_files))
+    self.clip.observe(self.guarded(self.offer_windows, self.draw), "value")
+    for control in self.controls[1:]: control.observe(self.guarded(self.draw), "value")
+    self.button.on_click(self.guarded(self._save_files))
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #deedf927
 @patch
-def _guard(self: AttentionPanel, act: Callable[[], object]) -> None:
-    "Do something, and show its error in the panel."
-    try: act()
-    except Exception as e:  # whatever it is, the reader of a notebook needs a sentence and not a traceback
-        self.words.value = error_html(e)
-        self.figure.value = self.face.value = self.film.value = ""
-        self.heads.value, self.window_in_figure = b"", None
+def clear(self: AttentionPanel) -> None:
+    "Forget what was drawn."
+    self.captions.value = self.figure.value = self.face.value = self.film.value = ""
+    self.heads.value, self.window_in_figure = b"", None
 
 
 @patch
@@ -260,12 +256,10 @@ def offer_windows(self: AttentionPanel) -> None:
 
 @patch
 def _offer(self: AttentionPanel, menu: ipywidgets.Dropdown, options: list[tuple[str, Any]]) -> None:
-    "Change the options of a menu without drawing; its value stays where it is still an option."
+    "Change the options of a menu; its value stays where it is still an option."
     if list(menu.options) == options: return
-    busy, value, self.busy = self.busy, menu.value, True
-    menu.options = options
+    value, menu.options = menu.value, options
     if value in [v for _, v in options]: menu.value = value
-    self.busy = busy
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #e39196a4
 @patch
@@ -298,13 +292,7 @@ def _answer_name(self: AttentionPanel, record: AttentionRecord) -> str:
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #7c8212d8
 @patch
 def draw(self: AttentionPanel) -> None:
-    "Draw what the controls say."
-    if not self.busy: self._guard(self._draw)
-
-
-@patch
-def _draw(self: AttentionPanel) -> None:
-    "Draw what the controls say; errors are raised."
+    "Draw what the controls say. Raises ValueError where the clip lacks a stream."
     clip, start, method = self.clip.value, self.window.value, self.way.value
     window, record = self.window_of(clip, start), self.record_of(self.model.value, clip, start)
     self._offer(self.layer, [("all", None), *((str(i + 1), i) for i in range(len(record.cross_attn)))])
@@ -324,7 +312,7 @@ def _draw(self: AttentionPanel) -> None:
     self.figure.value = cursor_html(png, time_axis(self.axs), window.seconds, height, self.key)
     self.face.value = face_html(self.heat_frames, window.fps, self.key)
     self._draw_heads(record, gradients, label)
-    self.words.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._captions(record, heat, table))
+    self.captions.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._captions(record, heat, table))
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #3f7c3525
 @patch

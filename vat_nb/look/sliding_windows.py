@@ -295,8 +295,8 @@ class PredictPanel:
         accept, layout = "video/*,audio/*," + ",".join(sorted(SUFFIXES)), ipywidgets.Layout(width="160px")
         self.upload = ipywidgets.FileUpload(accept=accept, description="Choose a video", layout=layout)
         self.path, self.window_index = _path_text(), _window_slider()
-        self.says, self.file_table = ipywidgets.HTML(), ipywidgets.HTML()
-        self.says.value = (
+        self.status, self.file_table = ipywidgets.HTML(), ipywidgets.HTML()
+        self.status.value = (
             "Nothing was asked yet. A file over 10 MB cannot be sent by every JupyterLab "
             "(the one that <code>make lab</code> starts can): name its path instead."
         )
@@ -309,7 +309,7 @@ class PredictPanel:
         self.clear()
         row, (answer, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
         figures = answer, over_time, self.window_index, attention
-        self.view = ipywidgets.VBox([ipywidgets.HBox(row), self.says, self.file_table, *figures])
+        self.view = ipywidgets.VBox([ipywidgets.HBox(row), self.status, self.file_table, *figures])
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #651200b9
 @patch
@@ -348,11 +348,11 @@ def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a 
             raise FileNotFoundError(
                 f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})"
             )
-        self.says.value = f"reading {path.name} ..."
+        self.status.value = f"reading {path.name} ..."
         if self.recognizer is None:
             self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
         self.predict_paths(paths, path)
-    except (OSError, ValueError) as e: self.says.value = error_html(e)
+    except (OSError, ValueError) as e: self.status.value = error_html(e)
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #56cca31d
 @patch
@@ -381,7 +381,7 @@ def _list_files(self: PredictPanel, paths: list[Path], folder: Path) -> None:
     "Show a row for each file of a folder."
     bad = self.rows["status"].eq("failed").sum()
     end = f"; {bad} could not be read, the reason stands in their row." if bad else "."
-    self.says.value = f"{len(paths)} files of {html.escape(str(folder))}{end}"
+    self.status.value = f"{len(paths)} files of {html.escape(str(folder))}{end}"
     reasons = self.rows["reason"].map(lambda codes: "; ".join(ERROR_CODES[c] for c in codes.split()))
     table = self.rows.assign(path=[p.relative_to(folder) for p in paths], reason=reasons)
     table = table.rename(columns=dict(path="file")).round(2)
@@ -419,7 +419,7 @@ def summary_text(self: PredictPanel) -> str:  # HTML
 def _draw_predictions(self: PredictPanel) -> None:
     "Show the predictions for a single file."
     task = self.recognizer.task
-    self.says.value = self.summary_text()
+    self.status.value = self.summary_text()
     self._show("answer", plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure)
     self._show("over_time", next(iter(plot_over_time(self.windowed, self.media, task).values())).figure)
     n, slider = len(self.windowed.start), self.window_index
@@ -482,5 +482,5 @@ def save(self: PredictPanel) -> list[Path]:  # the files
     files = [self.out / name for name in tables]
     files += [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
     names = ", ".join(str(f.relative_to(self.out)) for f in files)
-    self.says.value += f" Written to {html.escape(str(self.out))}: {names}."
+    self.status.value += f" Written to {html.escape(str(self.out))}: {names}."
     return files
