@@ -432,8 +432,8 @@ def plot_identities(
     return axs
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #8a243a36
-P_UNINFORMATIVE = 0.25  # share of clips that hide their emotion in the video, and of others that hide it in the audio
-P_UNINFORMATIVE_UNPOSED = 0.08  # the same of clips that nobody posed for
+P_UNINFORMATIVE = 0.2  # share of clips that hide their emotion in the video, and of others that hide it in the audio
+P_UNINFORMATIVE_UNPOSED = 0.05  # the same of clips that nobody posed for
 
 
 class Plan(NamedTuple):
@@ -472,7 +472,8 @@ class Layout(NamedTuple):
 
 DEMOS = dict(  # a release's layout -> its demo
     mer23=Layout(
-        MER23.classes, dict(train=360, test1=120, test2=36, test3=240), dict(train=120, test1=40, test2=12, test3=80),
+        MER23.classes, dict(train=240, test1=180, test2=36, test3=840),
+        dict(train=80, test1=60, test2=12, test3=280),
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
     ),
     muse_mimic=Layout(

@@ -356,36 +356,42 @@ class AlignmentPanel(Controls):
         self.box = w.VBox([w.HBox(row, layout=w.Layout(flex_flow="row wrap")) for row in rows])
         self._connect()
 
-    def _add_matrix_controls(self) -> None:
-        w, slider = ipywidgets, dict(continuous_update=False, **_wide())
-        self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_wide())
-        self.epoch_key = w.SelectionSlider(options=["-"], description="moment", **slider)
-        style = dict(description_width="4em", button_width="6em")
-        self.source = w.ToggleButtons(options=["student", "teacher"], description="model", style=style)
-        self.num_clips = w.IntSlider(MAX_MATCH_CLIPS, 1, MAX_MATCH_CLIPS, description="number of clips", **slider)
-        self.order = w.Dropdown(options=ORDERS, description="order", **_wide())
-        self.num_negatives = w.IntSlider(10, 0, 60, description="hard negatives", **slider)
-        options = {"cosine": "cosine", "softmax over the sounds": "softmax"}
-        self.cell_values = w.Dropdown(options=options, description="cells show", **_wide())
-        ends = dict(min=-3, max=math.log10(0.5), step=0.05)
-        self.temperature = w.FloatLogSlider(0.07, description="temperature", readout_format=".3f", **ends, **slider)
-        self.with_matching = _tick("matching head beside it")
-        self.matrix = ClickImage(alt="video-to-audio matrix; the menus below choose a cell too")
+# %% ../../nbs/7_look/05b_alignment_panel.ipynb #5fd2e730
+@patch
+def _add_matrix_controls(self: AlignmentPanel) -> None:
+    w, slider = ipywidgets, dict(continuous_update=False, **_wide())
+    self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_wide())
+    self.epoch_key = w.SelectionSlider(options=["-"], description="moment", **slider)
+    style = dict(description_width="4em", button_width="6em")
+    self.source = w.ToggleButtons(options=["student", "teacher"], description="model", style=style)
+    self.num_clips = w.IntSlider(MAX_MATCH_CLIPS, 1, MAX_MATCH_CLIPS, description="number of clips", **slider)
+    self.order = w.Dropdown(options=ORDERS, description="order", **_wide())
+    self.num_negatives = w.IntSlider(10, 0, 60, description="hard negatives", **slider)
+    options = {"cosine": "cosine", "softmax over the sounds": "softmax"}
+    self.cell_values = w.Dropdown(options=options, description="cells show", **_wide())
+    ends = dict(min=-3, max=math.log10(0.5), step=0.05)
+    self.temperature = w.FloatLogSlider(0.07, description="temperature", readout_format=".3f", **ends, **slider)
+    self.with_matching = _tick("matching head beside it")
+    self.matrix = ClickImage(alt="video-to-audio matrix; the menus below choose a cell too")
 
-    def _add_pair_controls(self) -> None:
-        w = ipywidgets
-        self.video, self.audio = (
-            w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **_wide()) for m in ("video", "audio")
-        )
-        self.hint, self.films = w.HTML(), w.HBox()
-        self.strips = w.Image(format="png", layout=w.Layout(max_width="100%"))
+# %% ../../nbs/7_look/05b_alignment_panel.ipynb #5bc7d3ae
+@patch
+def _add_pair_controls(self: AlignmentPanel) -> None:
+    w = ipywidgets
+    self.video, self.audio = (
+        w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **_wide()) for m in ("video", "audio")
+    )
+    self.hint, self.films = w.HTML(), w.HBox()
+    self.strips = w.Image(format="png", layout=w.Layout(max_width="100%"))
 
-    def _add_map_controls(self) -> None:
-        w = ipywidgets
-        self.method = w.Dropdown(options=METHODS, description="map", **_wide())
-        self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **_wide())
-        self.lines, self.metrics = _tick("lines between partners"), w.HTML()
-        self.map = w.Image(format="png", layout=w.Layout(max_width="46em"))
+
+@patch
+def _add_map_controls(self: AlignmentPanel) -> None:
+    w = ipywidgets
+    self.method = w.Dropdown(options=METHODS, description="map", **_wide())
+    self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **_wide())
+    self.lines, self.metrics = _tick("lines between partners"), w.HTML()
+    self.map = w.Image(format="png", layout=w.Layout(max_width="46em"))
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #adaab6d5
 @patch

@@ -43,7 +43,7 @@ def _wide() -> dict:  # style and layout of most controls
 
 
 class AuditPanel(Controls):
-    "A run's clips, the most suspicious first, to play and to weigh. Show `panel.box`."
+    "A run's clips, the least consistent first, to play and to weigh. Show `panel.box`."
 
     def __init__(
         self,
@@ -74,22 +74,24 @@ class AuditPanel(Controls):
         self.save.on_click(self.guarded(self._save))
         self.guarded(self._update_filters, self.draw)()
 
-    def _add_controls(self) -> None:
-        w, subsets = ipywidgets, self.predictions.subsets
-        value = "train" if "train" in subsets else subsets[0]
-        self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_wide())
-        stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
-        self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_wide())
-        style = dict(button_width="6em")
-        self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
-        self.emotion, self.speaker = (
-            w.Dropdown(options=["all"], description=d, **_wide()) for d in ("emotion", "speaker")
-        )
-        self.threshold = w.FloatSlider(
-            0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
-            style=dict(description_width="8em"), layout=w.Layout(width="23em"),
-        )
-        self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_wide())
+# %% ../../nbs/7_look/06b_audit_panel.ipynb #0a9d8870
+@patch
+def _add_controls(self: AuditPanel) -> None:
+    w, subsets = ipywidgets, self.predictions.subsets
+    value = "train" if "train" in subsets else subsets[0]
+    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_wide())
+    stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
+    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_wide())
+    style = dict(button_width="6em")
+    self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
+    self.emotion, self.speaker = (
+        w.Dropdown(options=["all"], description=d, **_wide()) for d in ("emotion", "speaker")
+    )
+    self.threshold = w.FloatSlider(
+        0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
+        style=dict(description_width="8em"), layout=w.Layout(width="23em"),
+    )
+    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_wide())
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #a1172c5b
 @patch

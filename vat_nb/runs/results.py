@@ -57,21 +57,21 @@ LRWAR = f"-p data_dir LRWAR {encoder_parameters(0.8)} -p audio_layers 1"
 DEMO_STUDIES = (
     Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
     Study(
-        "demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 7"', "runs/demo/causes.json",
+        "demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 5"', "runs/demo/causes.json",
         causes_table,
     ),
     Study(
-        "demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 7"', "runs/demo/ablation.json",
+        "demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 5"', "runs/demo/ablation.json",
         ladder_table,
     ),
     Study(
         "demo_shares", "The demo, by share of labels",
-        'make semisupervised P="-p pretrain_epochs 7 -p seeds 5 -p shares [0.1,0.25,1.0] '
+        'make semisupervised P="-p pretrain_epochs 5 -p seeds 5 -p shares [0.1,0.25,1.0] '
         '-p ways \\"plain, from scratch, pretrained\\""',
         "runs/demo/semisupervised.json", shares_table,
     ),
     Study(
-        "demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 8"', "runs/demo/audit/audit.json",
+        "demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 5"', "runs/demo/audit/audit.json",
         audit_table,
     ),
 )
