@@ -1888,6 +1888,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vat_nb.supervision.target_loss': ('1_method/supervision.html#target_loss', 'vat_nb/supervision.py')},
             'vat_nb.train_loop': { 'vat_nb.train_loop.DataReadError': ('1_method/train_loop.html#datareaderror', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.EpochState': ('1_method/train_loop.html#epochstate', 'vat_nb/train_loop.py'),
+                                   'vat_nb.train_loop.EpochState.check_skips': ( '1_method/train_loop.html#epochstate.check_skips',
+                                                                                 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.EpochState.count_step': ( '1_method/train_loop.html#epochstate.count_step',
                                                                                 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.EpochState.means': ( '1_method/train_loop.html#epochstate.means',

@@ -235,6 +235,13 @@ class EpochState:
         numbers |= {f"head_weights/{k}": v for k, v in step.output.head_weights.items()}
         for k, v in (numbers | {"grad_norm/": step.grad_norm.detach()}).items(): self.sums[k] = self.sums.get(k, 0) + v
 
+    def check_skips(self, epoch: int) -> None:  # epoch: counted from 0
+        "Raise FloatingPointError when ten steps in a row had no finite gradient."
+        if self.consecutive_skips < 10: return
+        raise FloatingPointError(
+            f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept"
+        )
+
     def means(self, kind: str) -> dict[str, float]:  # kind: "losses", "head_weights" or "grad_norm"
         "Return means over the steps."
         sums = {k.removeprefix(f"{kind}/"): v for k, v in self.sums.items() if k.startswith(f"{kind}/")}
@@ -304,9 +311,6 @@ def train_epoch(
         state.clips += sum(len(b.index) for b in batches)
         state.seconds = time.perf_counter() - started
         if after_step: after_step(batches, finite)
-        if state.consecutive_skips == 10:
-            raise FloatingPointError(
-                f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept"
-            )
+        state.check_skips(epoch)
     lr, alpha = step_rates(config, epoch, max(steps - 1, 0), steps, epochs)
     return epoch_log(state, epoch + 1, lr, alpha, run_step.accelerator.num_processes)

@@ -102,7 +102,7 @@ def assign_shards(
 # clip, frames, int16 wave -> other frames and wave
 MediaTransform = Callable[[Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
-
+# %% ../../nbs/2_data/11_dataloader.ipynb #d6f3e89e
 class ClipDataset(Dataset):
     "Windows of clips in a store: `dataset[row, first_frame]`."
     def __init__(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 import vat_nb
+from fastcore.basics import patch
 from ..data.io import ParameterError, parse_value, suggest
 
 # %% ../../nbs/3_training/01_config.ipynb #ddabd6e9
@@ -249,17 +250,23 @@ class Recipe(
         "Whether pretraining hides audio."
         return bool(self.weight_masked and self.pretrain_epochs and self.stage != "finetune")
 
-    def part(self, *stages: str) -> dict[str, Any]:
-        "Return the settings that belong to some stages."
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["stage"] in stages}
+# %% ../../nbs/3_training/01_config.ipynb #48f93d2f
+@patch
+def part(self: Recipe, *stages: str) -> dict[str, Any]:
+    "Return the settings that belong to some stages."
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["stage"] in stages}
 
-    def model_part(self) -> dict[str, Any]:
-        "Return the settings that a saved model needs."
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["model"]}
 
-    def path(self, name: str) -> Path:  # name: one of PATHS
-        "Return a folder."
-        return Path(getattr(self, name))
+@patch
+def model_part(self: Recipe) -> dict[str, Any]:
+    "Return the settings that a saved model needs."
+    return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["model"]}
+
+
+@patch
+def path(self: Recipe, name: str) -> Path:  # name: one of PATHS
+    "Return a folder."
+    return Path(getattr(self, name))
 
 # %% ../../nbs/3_training/01_config.ipynb #0e95a39b
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}

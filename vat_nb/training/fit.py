@@ -17,6 +17,7 @@ import torch, torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -233,7 +234,6 @@ def fit(
     seed: int = 0,  # of the random draws in training
 ) -> list[EpochLog]:
     "Train and keep the best epoch; resume an earlier run. Raises ValueError when that one had other settings."
-    if process_count() == 1: config = config._replace(shard_encoders=False)
     run = StageRun(objective, loader, accelerator, epochs, config, checkpoint, settings, save_minutes, seed)
     with Signals() as signals:
         for epoch in range(len(run.history), epochs):
@@ -241,7 +241,7 @@ def fit(
             started = time.perf_counter()
             if validate: log = replace(log, **broadcast_object_list([evaluate(validate, run.objective)])[0])
             run.end_epoch(replace(log, seconds=run.state.seconds + time.perf_counter() - started))
-            if epoch_callback and run.main and not config.shard_encoders: epoch_callback(run.objective, run.history)
+            if epoch_callback and run.main and not run.config.shard_encoders: epoch_callback(run.objective, run.history)
             run.save()
             log_epoch(accelerator, type(objective).__name__.lower(), run.history[-1])
             if curves: curves.update(run.history, epochs)
@@ -257,6 +257,7 @@ class StageState:
     def __init__(  # as `fit` takes them
         self, objective, loader, accelerator, epochs, config, checkpoint, settings, save_minutes, seed
     ):
+        if process_count() == 1: config = config._replace(shard_encoders=False)
         self.original, self.accelerator = objective, accelerator
         self.epochs, self.config = epochs, config
         self.checkpoints = Checkpoints(checkpoint, save_minutes) if checkpoint else None
@@ -284,10 +285,12 @@ class StageState:
         "Count the batches of the run so far."
         return len(self.history) * len(self.loader) + self.state.batches_seen
 
-    def save(self) -> None:
-        "Write a state, if the run keeps any."
-        if not self.checkpoints or not (self.main or self.config.shard_encoders): return
-        save_run(self.checkpoints, self.objective, self.optimizer, self.history, self.state, self.settings)
+# %% ../../nbs/3_training/04_fit.ipynb #71a5d5fd
+@patch
+def save(self: StageState) -> None:
+    "Write a state, if the run keeps any."
+    if not self.checkpoints or not (self.main or self.config.shard_encoders): return
+    save_run(self.checkpoints, self.objective, self.optimizer, self.history, self.state, self.settings)
 
 # %% ../../nbs/3_training/04_fit.ipynb #fa486b16
 class StageRun(StageState):
@@ -313,20 +316,24 @@ class StageRun(StageState):
             self.save()
             raise
 
-    def end_epoch(self, log: EpochLog) -> None:
-        "Take an epoch into the history, and keep its weights if they are the best so far."
-        self.history.append(log)
-        self.state = EpochState()
-        self.objective.after_epoch(self.history)
-        best = best_epoch(self.history)
-        if not best or best.epoch != len(self.history): return
-        weights = full_state_dict(getattr(self.objective, best.source))
-        self.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
-        if self.checkpoints and self.main: save_tensors(self.checkpoints.best, self.best, best._asdict())
+# %% ../../nbs/3_training/04_fit.ipynb #e9476bcb
+@patch
+def end_epoch(self: StageRun, log: EpochLog) -> None:
+    "Take an epoch into the history, and keep its weights if they are the best so far."
+    self.history.append(log)
+    self.state = EpochState()
+    self.objective.after_epoch(self.history)
+    best = best_epoch(self.history)
+    if not best or best.epoch != len(self.history): return
+    weights = full_state_dict(getattr(self.objective, best.source))
+    self.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
+    if self.checkpoints and self.main: save_tensors(self.checkpoints.best, self.best, best._asdict())
 
-    def close(self) -> None:
-        "Leave the best weights in the student."
-        self.bar.close()
-        self.accelerator.free_memory()  # it would keep model and optimiser of every run
-        if self.config.shard_encoders: self.original.load_state_dict(full_state_dict(self.objective))
-        if self.best: self.original.student.load_state_dict(self.best)
+
+@patch
+def close(self: StageRun) -> None:
+    "Leave the best weights in the student."
+    self.bar.close()
+    self.accelerator.free_memory()  # it would keep model and optimiser of every run
+    if self.config.shard_encoders: self.original.load_state_dict(full_state_dict(self.objective))
+    if self.best: self.original.student.load_state_dict(self.best)
