@@ -75,12 +75,12 @@ def explained(sim, groups):  # [N, N] cosines, [N] what each clip belongs to
     return float(means[block].var() / sim[off].var())
 
 
-def plot_by_person(run, store):  # a run of the demo, its store
+def plot_by_person(run, release, store):  # a run of the demo, its release, its store
     "The alignment matrix of the demo's first test split after pretraining: by emotion, and by who is seen and heard."
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
-    p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe["frames"], batch_size=16))
-    who = people_seen(store.parent, p.clips)
+    p = predict(known.model, make_loader(data, data.usable("test1"), known.recipe.num_frames, batch_size=16))
+    who = people_seen(release, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     share = {
         name: explained(p.video_embed @ p.audio_embed.T, of)
@@ -93,7 +93,7 @@ def plot_by_person(run, store):  # a run of the demo, its store
 
 if __name__ == "__main__":
     set_style()
-    here, run, store = Path(__file__).parent, TOP / "runs/demo", TOP / "data/demo/store"
+    here, run, release = Path(__file__).parent, TOP / "runs/demo", TOP / "data/demo"
     save_figure(plot_patterns(list(PATTERNS)), here / "assets/patterns.png")
     if (run / "checkpoint/pretrain.safetensors").exists():
-        save_figure(plot_by_person(run, store), here / "assets/by_person.png")
+        save_figure(plot_by_person(run, release, release / "store"), here / "assets/by_person.png")

@@ -198,6 +198,8 @@ def test_python_of_the_pages_is_real(page, code):
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             assert node.id in scope or node.id in bound, f"{page}: {node.id} comes from nowhere"
+        if isinstance(node, ast.Subscript):
+            assert not ast.unparse(node.value).endswith("recipe"), f"{page}: a recipe has fields: {ast.unparse(node)}"
         if (
             isinstance(node, ast.Call)
             and callable(f := resolved(node.func, scope))
@@ -205,6 +207,16 @@ def test_python_of_the_pages_is_real(page, code):
             and not any(isinstance(a, ast.Starred) for a in node.args)
         ):
             inspect.signature(f).bind(*node.args, **{k.arg: k.value for k in node.keywords})
+
+
+def test_pictures_of_the_pages_are_drawn(demo_run, small_release):
+    "The pictures of docs/draw.py, of a run that is there."
+    spec = importlib.util.spec_from_file_location("draw", PROJECT / "docs/draw.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    axs = draw.plot_by_person(demo_run, small_release, demo_run.parents[1] / "store")
+    assert ["blocks explain" in ax.get_title() for ax in axs] == [True, True]
+    assert draw.plot_patterns(["diagonal"]).flat[0].images
 
 
 def test_python_of_my_own_data_runs(tmp_path):
