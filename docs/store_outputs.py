@@ -61,6 +61,7 @@ def store(path):
                 if "execution_count" in output:
                     output.execution_count = None
     notebook.metadata["vat_nb"] = dict(digest=digest(notebook))
+    notebook.metadata.pop("widgets", None)  # the state of all widgets that there were
     nbformat.write(notebook, path)
     return f"{path.name}: {sum(bool(c.get('outputs')) for c in notebook.cells)} cells show something"
 
