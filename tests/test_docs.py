@@ -211,12 +211,12 @@ def test_python_of_the_pages_is_real(page, code):
 
 def test_pictures_of_the_pages_are_drawn(demo_run, small_release):
     "The pictures of docs/draw.py, of a run that is there."
-    spec = importlib.util.spec_from_file_location("draw", PROJECT / "docs/draw.py")
-    draw = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(draw)
-    axs = draw.plot_by_person(demo_run, small_release, demo_run.parents[1] / "store")
+    sys.path.insert(0, str(DOCS))
+    from draw import plot_by_person, plot_patterns
+
+    axs = plot_by_person(demo_run, small_release, demo_run.parents[1] / "store")
     assert ["blocks explain" in ax.get_title() for ax in axs] == [True, True]
-    assert draw.plot_patterns(["diagonal"]).flat[0].images
+    assert plot_patterns(["diagonal"]).flat[0].images
 
 
 def test_python_of_my_own_data_runs(tmp_path):

@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
     return f
 
 
-def build_clips(folder):
+def clips_of(folder):
     from vat_nb.types import Clip
 
     return [Clip(p.name, str(p), "train") for p in sorted(folder.iterdir()) if p.is_file()] + [
@@ -91,7 +91,7 @@ def run(folder, tmp_path_factory):
 
     store = tmp_path_factory.mktemp("store")
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    ledger = preprocess(build_clips(folder), Task(()), store, fps=FPS, size=SIZE, processes=1)
+    ledger = preprocess(clips_of(folder), Task(()), store, fps=FPS, size=SIZE, processes=1)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before, "a source was touched"
     return ledger.set_index("id"), open_store(store), store
 
@@ -123,7 +123,7 @@ def test_status_and_reason(run, name, status, reason):
 
 def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
     ledger, store, path = run
-    assert sorted(ledger.index) == sorted(c.id for c in build_clips(folder)) and ledger.index.is_unique
+    assert sorted(ledger.index) == sorted(c.id for c in clips_of(folder)) and ledger.index.is_unique
     stored = {p.name.removesuffix(".safetensors") for p in (path / "clips").iterdir()}
     assert stored == set(ledger.index[ledger["status"] != "failed"])
 
@@ -131,7 +131,7 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 def test_a_rerun_does_nothing(run, folder):
     from vat_nb.data.preprocessing import unfinished
 
-    assert unfinished(build_clips(folder), run[2], dict(fps=FPS, size=SIZE, quality=90, faces=None)) == []
+    assert unfinished(clips_of(folder), run[2], dict(fps=FPS, size=SIZE, quality=90, faces=None)) == []
 
 
 @pytest.mark.parametrize(
