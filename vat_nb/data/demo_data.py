@@ -463,7 +463,7 @@ class Layout(NamedTuple):
     "What a layout of the demo holds, and where."
     classes: tuple[str, ...]  # shown in face and voice
     clips: dict[str, int]  # split -> number
-    people: dict[str, int]  # split -> identities
+    clips_per_person: int
     file: str  # place of a clip below the root
     avi: tuple[str, ...] = ()  # splits in .avi
     corrupted: tuple[str, ...] = ()  # splits corrupted as in MER-NOISE
@@ -472,16 +472,15 @@ class Layout(NamedTuple):
 
 DEMOS = dict(  # a release's layout -> its demo
     mer23=Layout(
-        MER23.classes, dict(train=240, test1=180, test2=36, test3=840),
-        dict(train=80, test1=60, test2=12, test3=280),
+        MER23.classes, dict(train=240, test1=180, test2=36, test3=840), 3,
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
     ),
     muse_mimic=Layout(
-        MER23.classes, dict(train=96, devel=48, test=24), dict(train=24, devel=12, test=6),
+        MER23.classes, dict(train=96, devel=48, test=24), 4,
         "raw videos & more/{k:05d}",
     ),
     cheavd2=Layout(
-        CHEAVD2.classes, dict(train=128, val=48, test=24), dict(train=32, val=12, test=6),
+        CHEAVD2.classes, dict(train=128, val=48, test=24), 4,
         "MEC & 2017/{split}/clips/{split}_{k:03d}", avi=("train", "test"),
     ),
 )
@@ -497,7 +496,8 @@ def plan_demo(
     "Plan every clip of the demo: each emotion and each kind of hiding in its share."
     rng, plans, first = np.random.default_rng(seed), [], 0
     demo = DEMOS[layout]
-    people, c = people or demo.people, len(demo.classes)
+    people = people or {split: n // demo.clips_per_person for split, n in demo.clips.items()}
+    c = len(demo.classes)
     for split, n in (sizes or demo.clips).items():
         hide = P_UNINFORMATIVE_UNPOSED if split in demo.unposed else P_UNINFORMATIVE
         share = (np.arange(n) // c + 0.5) / np.ceil(n / c)
