@@ -385,7 +385,7 @@ def draw_mouth(
 class Scene(NamedTuple):
     "Where a clip is filmed."
     wall: tuple[int, int, int]  # RGB
-    light: np.ndarray  # [1, IMAGE_SIZE, 3] float32, factors on the colours from left to right
+    light: np.ndarray  # [IMAGE_SIZE, 3] float32, factors on the colours from left to right
 
 
 def make_scene(
@@ -394,7 +394,7 @@ def make_scene(
     "Draw a wall, a brightness, a tint, and a side from which the light comes."
     wall = tuple(int(x) for x in rng.uniform(80, 200) + rng.integers(-20, 21, 3))
     lamp = rng.uniform(0.8, 1.2) * rng.uniform(0.96, 1.04, 3)
-    side = 1 + rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, IMAGE_SIZE)[None, :, None]
+    side = 1 + rng.uniform(-0.2, 0.2) * np.linspace(-1, 1, IMAGE_SIZE)[:, None]
     return Scene(wall, (lamp * side).astype(np.float32))
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #ebe70fe2
