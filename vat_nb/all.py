@@ -11,6 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from IPython.display import display
+
+# %% ../nbs/7_look/07_all.ipynb #7dd2b382
 from .types import *
 from .plotting import *
 from .attention import *
@@ -29,6 +31,8 @@ from .distributed import *
 from .pretraining import *
 from .finetuning import *
 from .train_loop import *
+
+# %% ../nbs/7_look/07_all.ipynb #252b7545
 from .data.io import *
 from .data.sound import *
 from .data.packets import *
@@ -48,10 +52,14 @@ from .data.preprocessing import *
 from .data.dataloader import *
 from .data.speaker_norm import *
 from .data.shards import *
+
+# %% ../nbs/7_look/07_all.ipynb #b2ecf755
 from .training.config import *
 from .training.checkpoint import *
 from .training.live_curves import *
 from .training.fit import *
+
+# %% ../nbs/7_look/07_all.ipynb #284b0a45
 from .encoders.weights import *
 from .encoders.feature_layout import *
 from .encoders.onnx_graphs import *
@@ -63,12 +71,16 @@ from .encoders.feature_cache import *
 from .encoders.feature_extraction import *
 from .encoders.feature_loading import *
 from .encoders.inputs import *
+
+# %% ../nbs/7_look/07_all.ipynb #5b2c3c84
 from .evaluation.metrics import *
 from .evaluation.masked_report import *
 from .evaluation.predictions import *
 from .evaluation.ensemble import *
 from .evaluation.svm_baseline import *
 from .evaluation.linear_probe import *
+
+# %% ../nbs/7_look/07_all.ipynb #7183cda3
 from .runs.splits import *
 from .runs.pipeline import *
 from .runs.comparison import *
@@ -78,6 +90,8 @@ from .runs.snapshots import *
 from .runs.launch import *
 from .runs.result_tables import *
 from .runs.results import *
+
+# %% ../nbs/7_look/07_all.ipynb #be877e61
 from .look.controls import *
 from .look.figures import *
 from .look.attention_maps import *
@@ -89,6 +103,7 @@ from .look.alignment_panel import *
 from .look.av_consistency import *
 from .look.audit_panel import *
 
+# %% ../nbs/7_look/07_all.ipynb #53004bed
 _exporter: dict[str, str] = {}
 for _name, _module in list(sys.modules.items()):
     if not _name.startswith("vat_nb.") or _name == "vat_nb.all": continue

@@ -7,7 +7,8 @@ __all__ = ['class_loss', 'target_loss', 'head_losses', 'HeadWeights', 'FixedWeig
            'gradient_blending_weights', 'GradientBlending']
 
 # %% ../nbs/1_method/13_supervision.ipynb #8951731e
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ def target_loss(
 
 # %% ../nbs/1_method/13_supervision.ipynb #ca0eb021
 def head_losses(
-    scores: dict[str, HeadOutput],  # head -> its output: video, audio, fused
+    scores: dict[str, HeadOutput],  # head -> its output
     y: Tensor,  # [B] class, -100 where unlabelled
     t: Tensor,  # [B, K] targets, NaN where unlabelled
     std: Tensor,  # [K] standard deviation of the targets
@@ -59,19 +60,17 @@ def head_losses(
 # %% ../nbs/1_method/13_supervision.ipynb #081f5ff9
 class HeadWeights(NamedTuple):
     "Weights of the heads, and of continuous targets beside classes."
-    video: float = 0.5
-    audio: float = 0.5
-    fused: float = 1.0
+    by_head: Mapping[str, float] = MappingProxyType(dict(video=0.5, audio=0.5, fused=1.0))
     targets: float = 0.5
 
     @property
     def heads(self) -> tuple[str, ...]:
         "Name the heads that have a weight."
-        return tuple(k for k in ("video", "audio", "fused") if getattr(self, k))
+        return tuple(head for head, weight in self.by_head.items() if weight)
 
     def loss_weight(self, name: str) -> float:  # name: of a loss, such as "audio targets"
         "Return the weight of one loss."
-        return getattr(self, name.split()[0]) * (self.targets if name.endswith("targets") else 1.0)
+        return self.by_head.get(name.split()[0], 0.0) * (self.targets if name.endswith("targets") else 1.0)
 
 # %% ../nbs/1_method/13_supervision.ipynb #db19793d
 class FixedWeighting(nn.Module):
@@ -144,7 +143,7 @@ class GradientBlending(FixedWeighting):
     ):
         super().__init__(weights)
         self.every = every
-        self.register_buffer("head_weights", torch.tensor([getattr(weights, h) for h in weights.heads]))
+        self.register_buffer("head_weights", torch.tensor([weights.by_head[h] for h in weights.heads]))
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor | float]:
         "Return the present weight of each loss."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OptimConfig', 'lr_schedule', 'step_rates', 'make_optimizer', 'DataReadError', 'safe_iter', 'microbatches',
            'seed_step', 'StepGradients', 'compute_gradients', 'clip_step', 'sum_outputs', 'chunk', 'out_of_memory',
-           'StepRunner', 'EpochState', 'epoch_log', 'take_step', 'train_epoch']
+           'StepRunner', 'EpochState', 'check_skips', 'epoch_log', 'take_step', 'train_epoch']
 
 # %% ../nbs/1_method/18_train_loop.ipynb #19a81c9f
 import math, time
@@ -235,17 +235,21 @@ class EpochState:
         numbers |= {f"head_weights/{k}": v for k, v in step.output.head_weights.items()}
         for k, v in (numbers | {"grad_norm/": step.grad_norm.detach()}).items(): self.sums[k] = self.sums.get(k, 0) + v
 
-    def check_skips(self, epoch: int) -> None:  # epoch: counted from 0
-        "Raise FloatingPointError when ten steps in a row had no finite gradient."
-        if self.consecutive_skips < 10: return
-        raise FloatingPointError(
-            f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept"
-        )
-
     def means(self, kind: str) -> dict[str, float]:  # kind: "losses", "head_weights" or "grad_norm"
         "Return means over the steps."
         sums = {k.removeprefix(f"{kind}/"): v for k, v in self.sums.items() if k.startswith(f"{kind}/")}
         return {k: float(v) / self.steps for k, v in sums.items()}
+
+# %% ../nbs/1_method/18_train_loop.ipynb #1bc6b473
+def check_skips(
+    state: EpochState,
+    epoch: int,  # counted from 0
+) -> None:
+    "Raise FloatingPointError when ten steps in a row had no finite gradient."
+    if state.consecutive_skips < 10: return
+    raise FloatingPointError(
+        f"10 steps in a row gave no finite gradient (epoch {epoch + 1}): lower lr; the last checkpoint is kept"
+    )
 
 # %% ../nbs/1_method/18_train_loop.ipynb #b9ccd053
 def epoch_log(
@@ -311,6 +315,6 @@ def train_epoch(
         state.clips += sum(len(b.index) for b in batches)
         state.seconds = time.perf_counter() - started
         if after_step: after_step(batches, finite)
-        state.check_skips(epoch)
+        check_skips(state, epoch)
     lr, alpha = step_rates(config, epoch, max(steps - 1, 0), steps, epochs)
     return epoch_log(state, epoch + 1, lr, alpha, run_step.accelerator.num_processes)

@@ -261,8 +261,7 @@ class Canvas:
     "An image that is drawn on in the coordinates of a head."
     def __init__(
         self,
-        x: float, y: float,  # the head's origin in pixels
-        scale: float,  # pixels of half a head's height
+        x: float, y: float, scale: float,  # the head's origin and half its height in pixels
         angle: float,  # radians
         wall: tuple[int, int, int] = (150, 165, 175),  # RGB
     ):
@@ -488,7 +487,7 @@ class Layout(NamedTuple):
 
 DEMOS = dict(  # a release's layout -> its demo
     mer23=Layout(
-        MER23.classes, dict(train=240, test1=180, test2=36, test3=840), 3,
+        MER23.classes, dict(train=300, test1=180, test2=36, test3=840), 3,
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
     ),
     muse_mimic=Layout(

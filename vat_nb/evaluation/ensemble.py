@@ -19,11 +19,11 @@ from torch.utils.data import DataLoader
 from ..training.checkpoint import load_tensors, check_same_config, save_tensors
 from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
-from .predictions import HEADS, Predictions, ranking_metric, predict, score, score_interval, truth
+from .predictions import Predictions, ranking_metric, predict, score, score_interval, truth
 from vat_nb.evaluation.metrics import (
     calibration_error, bootstrap_generic, bootstrap_f1, negative_log_likelihood, paired_interval, scores,
 )
-from ..model import VAT
+from ..model import HEADS, VAT
 from ..data.validation import Task
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #5da284ed

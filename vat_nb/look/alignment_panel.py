@@ -22,7 +22,7 @@ from ..data.decoding import decode_jpegs
 from ..data.speaker_norm import speaker_normalization
 from ..data.store import Store
 from ..encoders.inputs import build_loader
-from .controls import Controls
+from .controls import Controls, aligned
 from vat_nb.look.embedding_space import (
     METHODS, ORDERS, change_similarity, clip_order, embedding_metrics, group_names, hard_pairs, map_points,
     matching_matrix, plot_map, plot_similarity,
@@ -316,15 +316,14 @@ def metrics_html(
     cells = ("".join(f"<td style=padding-right:1em>{c}</td>" for c in row) for row in rows)
     return f"<table>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
 
-# %% ../../nbs/7_look/05b_alignment_panel.ipynb #e557ab75
-def _wide() -> dict:  # style and layout of most controls
-    return dict(style=dict(description_width="7.5em"), layout=ipywidgets.Layout(width="25em"))
+# %% ../../nbs/7_look/05b_alignment_panel.ipynb #7a0905ab
+_ALIGNED = aligned(7.5, 25)
 
 
 def _tick(words: str) -> ipywidgets.Checkbox:
     return ipywidgets.Checkbox(True, description=words, indent=False, layout=ipywidgets.Layout(width="16em"))
 
-
+# %% ../../nbs/7_look/05b_alignment_panel.ipynb #e557ab75
 class AlignmentPanel(Controls):
     "The matrix of a run with its controls; a cell can be chosen and played. Show `panel.box`."
     axes_key = None  # what the axes were drawn for
@@ -359,16 +358,16 @@ class AlignmentPanel(Controls):
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #5fd2e730
 @patch
 def _add_matrix_controls(self: AlignmentPanel) -> None:
-    w, slider = ipywidgets, dict(continuous_update=False, **_wide())
-    self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_wide())
+    w, slider = ipywidgets, dict(continuous_update=False, **_ALIGNED)
+    self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_ALIGNED)
     self.epoch_key = w.SelectionSlider(options=["-"], description="moment", **slider)
     style = dict(description_width="4em", button_width="6em")
     self.source = w.ToggleButtons(options=["student", "teacher"], description="model", style=style)
     self.num_clips = w.IntSlider(MAX_MATCH_CLIPS, 1, MAX_MATCH_CLIPS, description="number of clips", **slider)
-    self.order = w.Dropdown(options=ORDERS, description="order", **_wide())
+    self.order = w.Dropdown(options=ORDERS, description="order", **_ALIGNED)
     self.num_negatives = w.IntSlider(10, 0, 60, description="hard negatives", **slider)
     options = {"cosine": "cosine", "softmax over the sounds": "softmax"}
-    self.cell_values = w.Dropdown(options=options, description="cells show", **_wide())
+    self.cell_values = w.Dropdown(options=options, description="cells show", **_ALIGNED)
     ends = dict(min=-3, max=math.log10(0.5), step=0.05)
     self.temperature = w.FloatLogSlider(0.07, description="temperature", readout_format=".3f", **ends, **slider)
     self.with_matching = _tick("matching head beside it")
@@ -379,7 +378,7 @@ def _add_matrix_controls(self: AlignmentPanel) -> None:
 def _add_pair_controls(self: AlignmentPanel) -> None:
     w = ipywidgets
     self.video, self.audio = (
-        w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **_wide()) for m in ("video", "audio")
+        w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **_ALIGNED) for m in ("video", "audio")
     )
     self.hint, self.films = w.HTML(), w.HBox()
     self.strips = w.Image(format="png", layout=w.Layout(max_width="100%"))
@@ -388,8 +387,8 @@ def _add_pair_controls(self: AlignmentPanel) -> None:
 @patch
 def _add_map_controls(self: AlignmentPanel) -> None:
     w = ipywidgets
-    self.method = w.Dropdown(options=METHODS, description="map", **_wide())
-    self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **_wide())
+    self.method = w.Dropdown(options=METHODS, description="map", **_ALIGNED)
+    self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **_ALIGNED)
     self.lines, self.metrics = _tick("lines between partners"), w.HTML()
     self.map = w.Image(format="png", layout=w.Layout(max_width="46em"))
 

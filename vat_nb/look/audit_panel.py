@@ -14,7 +14,7 @@ from ..types import Clip
 from ..data.io import write_atomically
 from .alignment_panel import RunPredictions, pair_film, png
 from .av_consistency import audit_clips, lip_sync
-from .controls import Controls
+from .controls import Controls, aligned
 from ..plotting import new_axes, plot_wave
 from ..runs.snapshots import Run
 
@@ -37,11 +37,10 @@ def read_weights(
     table = pd.read_csv(path, dtype=dict(id=str))
     return dict(zip(table["id"], table["weight"].astype(float)))
 
+# %% ../../nbs/7_look/06b_audit_panel.ipynb #08a346cc
+_ALIGNED = aligned(6, 21)
+
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #1f2db57b
-def _wide() -> dict:  # style and layout of most controls
-    return dict(style=dict(description_width="6em"), layout=ipywidgets.Layout(width="21em"))
-
-
 class AuditPanel(Controls):
     "A run's clips, the least consistent first, to play and to weigh. Show `panel.box`."
 
@@ -79,19 +78,19 @@ class AuditPanel(Controls):
 def _add_controls(self: AuditPanel) -> None:
     w, subsets = ipywidgets, self.predictions.subsets
     value = "train" if "train" in subsets else subsets[0]
-    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_wide())
+    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_ALIGNED)
     stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
-    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_wide())
+    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_ALIGNED)
     style = dict(button_width="6em")
     self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
     self.emotion, self.speaker = (
-        w.Dropdown(options=["all"], description=d, **_wide()) for d in ("emotion", "speaker")
+        w.Dropdown(options=["all"], description=d, **_ALIGNED) for d in ("emotion", "speaker")
     )
     self.threshold = w.FloatSlider(
         0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
         style=dict(description_width="8em"), layout=w.Layout(width="23em"),
     )
-    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_wide())
+    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_ALIGNED)
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #a1172c5b
 @patch

@@ -14,7 +14,8 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import NullLocator, PercentFormatter
-from ..evaluation.predictions import HEADS, Predictions, score_interval, truth
+from ..model import HEADS
+from ..evaluation.predictions import Predictions, score_interval, truth
 from ..evaluation.metrics import calibration_error, confusion, reliability
 from ..sizes import SIZES
 from ..data.validation import Task

@@ -9,6 +9,7 @@ __all__ = ['sliding_starts', 'WindowPredictions', 'window_batch', 'predict_windo
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #c8db231d
 import html, io, math, tempfile
 from collections.abc import Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
@@ -21,7 +22,7 @@ import seaborn as sns
 from ..types import Batch, Clip
 from ..training.config import find_settings
 from ..data.io import write_atomically
-from ..evaluation.predictions import HEADS
+from ..model import HEADS
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..data.dataloader import Sample, collate, cut_window
 from ..data.decoding import ERROR_CODES, DecodedClip, decode_jpegs
@@ -98,14 +99,15 @@ def predict_window_batch(
     starts: Sequence[int],  # first frame of each window
     batch_size: int = 16,  # windows that are decoded at a time
 ) -> WindowPredictions:
-    "Predict windows of a clip with the three heads."
+    "Predict windows of a clip with all heads."
     model, frames, fps = recognizer.model, recognizer.recipe.num_frames, recognizer.recipe.fps
     device, outputs, masks = next(model.parameters()).device, {h: [] for h in HEADS}, []
     features = recognizer.dataset(store, [clip]) if recognizer.encoders else None  # computed once for all windows
     for i in range(0, len(starts), batch_size):
         batch = window_batch(recognizer, store, clip, media, starts[i:i + batch_size], features).to(device)
         out, video, audio = model(batch), batch.video_mask.any(1), batch.audio_mask.any(1)
-        masks.append(torch.stack([video, audio, video | audio]).cpu())
+        streams = dict(video=video, audio=audio)  # another head needs either
+        masks.append(torch.stack([streams.get(h, video | audio) for h in HEADS]).cpu())
         for h in HEADS: outputs[h].append([x.float().cpu() for x in getattr(out, h)])
     mask, start = torch.cat(masks, 1).numpy()[:, :, None], np.array(starts) / fps
     logits, values = ({h: torch.cat([x[k] for x in outputs[h]]).numpy() for h in HEADS} for k in (0, 1))
@@ -178,7 +180,7 @@ def _plot_probabilities(windowed: WindowPredictions, task: Task, axs: dict[str, 
 def _plot_target(windowed: WindowPredictions, k: int, name: str, ax: Axes) -> None:
     "Draw a target of each head over time."
     middle, marker = (windowed.start + windowed.end) / 2, "." if len(windowed.start) < 40 else None
-    for h, line in zip(HEADS, ("--", "-.", "-")):
+    for h, line in zip(HEADS, cycle(("--", "-.", "-"))):
         ax.plot(middle, windowed.values[h][:, k], line, marker=marker, label=h)
     ax.set_ylabel(name)
     ax.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
@@ -267,6 +269,12 @@ def _image() -> ipywidgets.Image:
     return ipywidgets.Image(format="png", layout=layout)
 
 
+def _upload_button() -> ipywidgets.FileUpload:
+    "Make the button that sends a file."
+    accept, layout = "video/*,audio/*," + ",".join(sorted(SUFFIXES)), ipywidgets.Layout(width="160px")
+    return ipywidgets.FileUpload(accept=accept, description="Choose a video", layout=layout)
+
+
 def _path_text() -> ipywidgets.Text:
     "Make the field for a path."
     layout, hint = ipywidgets.Layout(width="480px"), "a file or a folder, then Enter"
@@ -292,9 +300,7 @@ class PredictPanel:
     ):
         self.model, self.run, self.out = model, run, Path(out)
         self.hop, self.device, self.recognizer = hop, device, None
-        accept, layout = "video/*,audio/*," + ",".join(sorted(SUFFIXES)), ipywidgets.Layout(width="160px")
-        self.upload = ipywidgets.FileUpload(accept=accept, description="Choose a video", layout=layout)
-        self.path, self.window_index = _path_text(), _window_slider()
+        self.upload, self.path, self.window_index = _upload_button(), _path_text(), _window_slider()
         self.status, self.file_table = ipywidgets.HTML(), ipywidgets.HTML()
         self.status.value = (
             "Nothing was asked yet. A file over 10 MB cannot be sent by every JupyterLab "
@@ -393,7 +399,7 @@ def clip_scores(
     self: PredictPanel,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # head -> [C] probabilities, head -> [K] values
     "Return the predictions of each head for the whole file; NaN where it had no input."
-    inputs = dict(video=bool(self.media.jpegs), audio=bool(len(self.media.audio)), fused=True)
+    inputs = dict.fromkeys(HEADS, True) | dict(video=bool(self.media.jpegs), audio=bool(len(self.media.audio)))
     logits, values = self.predictions.logits, {h: self.predictions.values[h][0] for h in HEADS}
     probabilities = {h: self.recognizer.probabilities(logits[h])[0] for h in HEADS}
     def blank(scores): return {h: x if inputs[h] else np.full_like(x, np.nan) for h, x in scores.items()}

@@ -32,7 +32,8 @@ from ..data.label_record import refuse_changed
 from ..data.store import Store, machine_independent
 from ..encoders.inputs import build_loader, layouts, model_config, set_scales
 from ..evaluation.linear_probe import start_from_probe
-from ..evaluation.predictions import HEADS, Predictions, comparison_metric, predict, ranking_metric, score, truth
+from ..model import HEADS
+from ..evaluation.predictions import Predictions, comparison_metric, predict, ranking_metric, score, truth
 from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, reading
 from ..training.config import FIELDS, Recipe
 from ..training.fit import Validation, fit
@@ -165,7 +166,7 @@ WEIGHTINGS = dict(fixed=FixedWeighting, uncertainty=UncertaintyWeighting, gradie
 
 def _finetune_objective(model: VAT, task: Task, r: Recipe) -> Finetune:
     "Build the objective of fine-tuning with a recipe's weights, augmentation and pseudo-labels."
-    weights = HeadWeights(*(getattr(r, f"weight_{k}") for k in ("video", "audio", "fused", "targets")))
+    weights = HeadWeights({head: getattr(r, f"weight_{head}") for head in HEADS}, r.weight_targets)
     thresholds = FlexMatchThresholds(len(task.classes), r.pseudo_threshold) if r.pseudo_labels else None
     augment = Augment(r.augment_image, r.augment_wave, r.drop_modality)
     return Finetune(model, WEIGHTINGS[r.loss_weighting](weights), r.label_smoothing, augment, thresholds, r.mixup)

@@ -20,13 +20,13 @@ from ..training.checkpoint import load_tensors, load_weights, save_tensors
 from ..types import SAMPLE_RATE, Batch, Clip
 from ..training.config import FIELDS, RENAMED, STREAMS, Recipe, find_settings
 from ..data.io import ParameterError, write_atomically
-from ..evaluation.predictions import HEADS, Predictions, predict
+from ..evaluation.predictions import Predictions, predict
 from ..encoders.feature_cache import CacheRecord, RememberedSource, cache_folder, parse_record, read_record
 from ..encoders.feature_extraction import BackboneSource, weights_digest
 from ..encoders.feature_loading import FeatureDataset, feature_loader, speaker_scales
 from ..encoders.inputs import encoder_spec, load_backbone, model_config
 from ..data.dataloader import make_loader
-from ..model import VAT
+from ..model import HEADS, VAT
 from ..sizes import build_vat
 from ..data.store import Store, open_store
 from ..data.preprocessing import preprocess

@@ -17,7 +17,8 @@ import numpy as np
 from ..types import Clip
 from ..data.validation import Task
 from ..evaluation.ensemble import EnsembleSpec, average, compare, mean_score
-from ..evaluation.predictions import HEADS, Predictions, fused_against
+from ..model import HEADS
+from ..evaluation.predictions import Predictions, fused_against
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #07319af3
 def provenance() -> dict[str, str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from ..data.io import read_json, write_atomically
-from ..evaluation.predictions import HEADS
+from ..model import HEADS
 from vat_nb.runs.result_tables import (
     VALUES, alignment_table, answer_scores, audit_table, causes_table, costs_table, demo_table, difference_text,
     folds_table, gain_text, interval_text, ladder_table, layers_table, markdown_table, pairs_table, shares_table,

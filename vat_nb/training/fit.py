@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TRACKERS', 'tracker_names', 'make_accelerator', 'Validation', 'Best', 'evaluate', 'best_epoch', 'save_run',
            'select_prefix', 'load_run', 'student_weights', 'sync_stop', 'log_skipped_step', 'start_trackers',
-           'log_epoch', 'fit', 'StageState', 'StageRun']
+           'log_epoch', 'fit', 'batch_bar', 'StageState', 'StageRun']
 
 # %% ../../nbs/3_training/04_fit.ipynb #6e7e7c42
 import csv, importlib.util, json, math, time
@@ -250,6 +250,17 @@ def fit(
     if curves: curves.close(run.history)
     return run.history
 
+# %% ../../nbs/3_training/04_fit.ipynb #ed3d70dd
+def batch_bar(
+    objective: Pretrain | Finetune,
+    total: int,  # batches of the run
+    done: int,  # of these
+    shown: bool,  # False: another process shows it
+) -> tqdm:
+    "Start the progress bar of a run, under the name of its objective."
+    name = type(objective).__name__.lower()
+    return tqdm(desc=name, total=total, initial=done, unit="batch", mininterval=5, disable=not shown)
+
 # %% ../../nbs/3_training/04_fit.ipynb #d4f04788
 class StageState:
     "History, state within the epoch and best weights of a stage, restored from its checkpoint."
@@ -275,10 +286,7 @@ class StageState:
         if len(self.history) < epochs:  # sharded blocks average their gradients themselves
             wrapped = accelerator.prepare_model(wrapped, device_placement=False, evaluation_mode=sharded)
         self.run_step = StepRunner(self.objective, wrapped, accelerator, config, seed)
-        self.bar = tqdm(
-            total=epochs * len(self.loader), initial=self.batches_done, desc=type(objective).__name__.lower(),
-            unit="batch", mininterval=5, disable=not self.main,
-        )
+        self.bar = batch_bar(objective, epochs * len(self.loader), self.batches_done, self.main)
 
     @property
     def batches_done(self) -> int:
