@@ -50,6 +50,23 @@ def test_links_of_the_readme_lead_somewhere():
     assert local and not [x for x in local if not (PROJECT / x).exists()]
 
 
+def test_notebooks_that_people_run_use_names_that_exist():
+    import vat_nb.all
+
+    known = "from vat_nb.all import " + ", ".join(vat_nb.all.__all__)
+    for path in sorted((PROJECT / "nbs").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        lines = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").splitlines()
+        code = "\n".join("" if line.startswith(("%", "!")) else line for line in lines)
+        undefined = subprocess.run(
+            [f"{BIN}/ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise", "-"],
+            input=code.replace("from vat_nb.all import *", known),
+            capture_output=True,
+            text=True,
+        )
+        assert undefined.returncode == 0, f"{path.name}: {undefined.stdout}{undefined.stderr}"
+
+
 def test_notebooks_that_people_run_take_parameters_and_export_nothing():
     for name in (
         "train",
