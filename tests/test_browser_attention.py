@@ -4,6 +4,7 @@ import json
 import re
 
 from browser import ARTEFACTS
+from test_faults import papermill
 
 CONTROLS = {
     "layer": "1",
@@ -103,3 +104,11 @@ def test_what_cannot_be_shown_is_a_sentence(lab, demo_run, tmp_path):
     with lab.open("nbs/attention.ipynb", run=str(tmp_path)) as notebook:
         notebook.run(120)
         assert "keeps no run to look at" in notebook.text() and "Traceback" not in notebook.text()
+
+
+def test_attention_headless(demo_run, tmp_path):
+    papermill(tmp_path, f"run={demo_run}", name="attention", check=True)
+    cells = json.loads((tmp_path / "attention.ipynb").read_text())["cells"]
+    shown = "".join("".join(o["data"]["text/plain"]) for c in cells for o in c.get("outputs", []) if "data" in o)
+    # how much of its attention each head of both models gives to the mouth, whose place is known
+    assert all(word in shown for word in ("ratio", "pretrained", "fine-tuned")) and "nan" not in shown.lower()
