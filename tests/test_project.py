@@ -65,6 +65,8 @@ def test_notebooks_that_people_run_use_names_that_exist():
             text=True,
         )
         assert undefined.returncode == 0, f"{path.name}: {undefined.stdout}{undefined.stderr}"
+        hidden = set(re.findall(r"^(?:def|class) (\w+)", code, re.MULTILINE)) & set(vat_nb.all.__all__)
+        assert not hidden, f"{path.name} defines {hidden}, which the package has too: give it another name"
 
 
 def test_notebooks_that_people_run_take_parameters_and_export_nothing():
