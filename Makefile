@@ -13,6 +13,7 @@
 DATASET ?= demo
 P ?=
 N ?=
+STARTS ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 # the executed notebook lies beside its results, in the folder that P names (-p output_dir FOLDER, in quotes where it has blanks), if it names one
@@ -36,9 +37,15 @@ train: setup
 	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/train.ipynb"
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
-preprocess features layers benchmark crossval ablation semisupervised sweep causes soak alignment audit: setup
+preprocess features layers crossval ablation semisupervised sweep causes soak alignment audit: setup
 	mkdir -p "$(OUT)"
 	$(BIN)/papermill nbs/$@.ipynb "$(OUT)/$@.ipynb" --kernel python3 -p dataset $(DATASET) $(P)
+	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/$@.ipynb"
+
+# each start is a process of its own; benchmark.json keeps them all
+benchmark: setup
+	mkdir -p "$(OUT)"
+	for start in $$(seq $(STARTS)); do $(BIN)/papermill nbs/$@.ipynb "$(OUT)/$@.ipynb" --kernel python3 -p dataset $(DATASET) $(P) || exit 1; done
 	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/$@.ipynb"
 
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README

@@ -98,3 +98,6 @@ def test_predict_headless(demo_run, videos, tmp_path):
     }
     code, printed, _ = papermill(tmp_path, "modell=x", name="predict")
     assert code != 0 and "did you mean 'model'" in printed
+    # a job that predicted nothing has failed, and says why
+    code, printed, _ = papermill(tmp_path, f"model={tmp_path}", f"path={videos / 'a clip.mp4'}", name="predict")
+    assert code != 0 and str(tmp_path) in printed

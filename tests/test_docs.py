@@ -17,6 +17,7 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import get_args
 from urllib.parse import unquote, urldefrag
 
 import pytest
@@ -253,9 +254,10 @@ def own_sections():
 
 
 def test_ini_of_the_pages_is_a_recipe(own_sections, tmp_path):
-    from vat_nb.training.config import read_recipe
     from vat_nb.data.datasets import LAYOUTS
+    from vat_nb.training.config import Recipe, read_recipe
 
+    assert set(get_args(Recipe.__dataclass_fields__["layout"].type)) == set(LAYOUTS)
     text = (PROJECT / "settings.ini").read_text(encoding="utf-8")
     for name, (page, values) in own_sections.items():
         path = tmp_path / name / "settings.ini"

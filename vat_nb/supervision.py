@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np, torch
 from torch import Tensor, nn
 from .types import EpochLog, upcast
-from .model import HeadOutput
+from .model import HEADS, HeadOutput
 from .momentum import class_targets
 
 # %% ../nbs/1_method/13_supervision.ipynb #e4c51eca
@@ -60,7 +60,7 @@ def head_losses(
 # %% ../nbs/1_method/13_supervision.ipynb #081f5ff9
 class HeadWeights(NamedTuple):
     "Weights of the heads, and of continuous targets beside classes."
-    by_head: Mapping[str, float] = MappingProxyType(dict(video=0.5, audio=0.5, fused=1.0))
+    by_head: Mapping[str, float] = MappingProxyType(dict.fromkeys(HEADS, 0.5) | dict(fused=1.0))
     targets: float = 0.5
 
     @property

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['FPS', 'IMAGE_SIZE', 'STEP', 'VOWELS', 'LIPS', 'EXPRESSIONS', 'VALENCE', 'SKINS', 'HAIRS', 'SHIRTS', 'IRISES',
            'P_UNINFORMATIVE', 'P_UNINFORMATIVE_UNPOSED', 'DEMOS', 'CODECS', 'INTENSITIES', 'CHINESE', 'LABELS',
-           'Script', 'write_script', 'mouth_trajectory', 'Expression', 'interpolate_expression', 'Identity',
-           'make_identity', 'formant_gain', 'pitch_curve', 'formant_tracks', 'upsample', 'synthesize', 'Canvas',
-           'shade', 'draw_head', 'draw_eyes', 'draw_mouth', 'Scene', 'make_scene', 'Film', 'render_frames',
+           'UNFINISHED', 'Script', 'write_script', 'mouth_trajectory', 'Expression', 'interpolate_expression',
+           'Identity', 'make_identity', 'formant_gain', 'pitch_curve', 'formant_tracks', 'upsample', 'synthesize',
+           'Canvas', 'shade', 'draw_head', 'draw_eyes', 'draw_mouth', 'Scene', 'make_scene', 'Film', 'render_frames',
            'plot_identities', 'Plan', 'unimodal_upper_bound', 'Layout', 'plan_demo', 'Acted', 'act', 'make_clip',
-           'Codecs', 'write_clip', 'render', 'write_demo', 'people_seen', 'acted_clip']
+           'Codecs', 'write_clip', 'render', 'claim_folder', 'write_demo', 'people_seen', 'acted_clip']
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #9d3b7368
 import math
@@ -657,6 +657,23 @@ def _cheavd2_labels(root: Path, truth: pd.DataFrame) -> None:
 
 LABELS = dict(mer23=_mer23_labels, muse_mimic=_muse_mimic_labels, cheavd2=_cheavd2_labels)  # layout -> writer of labels
 
+# %% ../../nbs/2_data/09_demo_data.ipynb #1388890b
+UNFINISHED = "demo_unfinished"  # a file that marks a demo whose rendering has not ended
+
+
+def claim_folder(
+    root: Path,  # where a demo is to be rendered
+) -> None:
+    "Mark a folder as a demo's. Raises ValueError where somebody else's files lie in it."
+    files = [p.name for p in root.iterdir() if p.name not in (UNFINISHED, "store")] if root.is_dir() else []
+    if files and not (root / UNFINISHED).exists():
+        raise ValueError(
+            f"{root} holds {sorted(files)[0]} and no demo, and nothing of yours is overwritten: for your own release "
+            "set synthetic to False (-p synthetic False), for a demo name an empty folder"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    (root / UNFINISHED).touch()
+
 # %% ../../nbs/2_data/09_demo_data.ipynb #fda02df3
 def write_demo(
     root: str | Path,  # folder to write to, such as data/demo
@@ -665,9 +682,12 @@ def write_demo(
     plans: list[Plan] | None = None,  # None: `plan_demo(seed, layout=layout)`
     layout: str = "mer23",  # a name of DEMOS
 ) -> Path:  # root
-    "Render the demo release; what exists already is left as it is."
+    "Render the demo release where it is not there. Raises ValueError for a folder with files of somebody's own."
+    if layout not in DEMOS:
+        raise ValueError(f"no demo has the layout {layout!r}: set synthetic to False, or take {', '.join(DEMOS)}")
     root, plans = Path(root), plans or plan_demo(seed, layout=layout)
     if (root / "truth.json").exists(): return root
+    claim_folder(root)
     for p in plans: Path(root, p.file).parent.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(plans), desc=f"rendering {root.name}", unit="clip", mininterval=2) as bar:
         if processes:
@@ -680,6 +700,7 @@ def write_demo(
     LABELS[layout](root, truth)
     # what is behind each clip; no part of the kit trains on it
     truth.to_json(root / "truth.json", orient="records", indent=1, double_precision=15)
+    (root / UNFINISHED).unlink()
     return root
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #2d80281e

@@ -6,14 +6,14 @@
 __all__ = ['HEADS_AVERAGED', 'VALUES', 'CONSISTENCY_TITLES', 'provenance', 'average_heads', 'pack_answers', 'unpack_answers',
            'answer_scores', 'interval_text', 'gain_text', 'markdown_table', 'difference_text', 'folds_table',
            'both_ways', 'both_scores', 'alignment_table', 'values_table', 'demo_table', 'audit_table', 'ladder_table',
-           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'pairs_table']
+           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'pairs_table']
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #4135434c
 import datetime, importlib.metadata, platform, re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
-import numpy as np
+import numpy as np, pandas as pd
 from ..types import Clip
 from ..data.validation import Task
 from ..evaluation.ensemble import EnsembleSpec, average, compare, mean_score
@@ -119,9 +119,10 @@ def folds_table(runs: list[dict[str, Any]]) -> str:
     def cell(name: str) -> str: return interval_text(scores[name]["f1"]) if name in scores else ""
     rows = [[s, *(cell(f"{s}, {h}") for h in ("audio", "video", "fused"))] for s in systems]
     size = f"{len(answers[0]['ids'])} clips, {len(answers)} seeds."
-    layers = f"Layers of the sound that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
+    chosen = f"Layers of the sound that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
+    layers = chosen if runs[0].get("layer_losses") else ""  # from scratch there are none
     table = markdown_table(["", "audio", "video", "fused"], rows)
-    return "\n\n".join([table, _gain_sentences(scores), f"{size} {layers}"])
+    return "\n\n".join(filter(None, [table, _gain_sentences(scores), f"{size} {layers}".strip()]))
 
 
 def _gain_sentences(scores: dict[str, dict[str, tuple[float, float, float]]]) -> str:
@@ -315,6 +316,21 @@ def _plan_table(plan: list[dict[str, Any]]) -> str:
     ]
     titles = [f"minutes of an epoch ({k.removesuffix('_epoch_minutes')})" for k in keys]
     return markdown_table(["cores", "hours of features", "GB of cache", *titles], rows)
+
+# %% ../../nbs/6_runs/05b_result_tables.ipynb #3830d0bb
+def ratio_ranges(
+    starts: list[dict[str, Any]],  # of benchmark.json
+) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (starts beside which nothing else ran), days
+    "Summarise the ratios of several starts of the benchmark."
+    rows = [
+        dict(ratio=name, value=value, date=s["date"], quiet=sum(s["load"].values()) < 0.1)
+        for s in starts for name, value in s["ratios"].items()
+    ]
+    table = pd.DataFrame(rows, columns=["ratio", "value", "date", "quiet"]).groupby("ratio", sort=False)
+    return table.agg(
+        median=("value", "median"), lowest=("value", "min"), highest=("value", "max"), starts=("value", "size"),
+        quiet=("quiet", "sum"), days=("date", "nunique"),
+    )
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #fed4915b
 def pairs_table(runs: list[dict[str, Any]]) -> str:

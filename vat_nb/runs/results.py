@@ -57,12 +57,12 @@ LRWAR = f"-p data_dir LRWAR {encoder_parameters(0.8)} -p audio_layers 1"
 DEMO_STUDIES = (
     Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
     Study(
-        "demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 5"', "runs/demo/causes.json",
-        causes_table,
+        "demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 5 -p epochs 10"',
+        "runs/demo/causes.json", causes_table,
     ),
     Study(
-        "demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 5"', "runs/demo/ablation.json",
-        ladder_table,
+        "demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 5 -p epochs 10"',
+        "runs/demo/ablation.json", ladder_table,
     ),
     Study(
         "demo_shares", "The demo, by share of labels",
@@ -249,7 +249,7 @@ def readme_table(
 # %% ../../nbs/6_runs/06_results.ipynb #3427f409
 MARKED = (  # pages with tables of studies
     "nbs/index.ipynb", "nbs/7_look/06_av_consistency.ipynb", "README.md", "docs/howto/pretrained.md",
-    "docs/howto/look.md", "docs/claims.md",
+    "docs/howto/look.md", "docs/howto/small_data.md", "docs/claims.md",
 )
 
 

@@ -41,7 +41,9 @@ def setting(
 class DataSettings:
     "Which clips, and how they are read."
     dataset: str = setting("demo", "a section of settings.ini", "both")
-    layout: Literal["mer23", "muse_mimic", "cheavd2", "manifest"] = setting("manifest", "how the videos are laid out")
+    layout: Literal["mer23", "muse_mimic", "cheavd2", "manifest"] = setting(
+        "manifest", "how the videos are laid out: a name of LAYOUTS"
+    )
     data_dir: str = setting("data/%(dataset)s", "where the videos lie; relative paths start at settings.ini's folder")
     store_dir: str = setting("data/%(dataset)s/store", "where the preprocessed clips go: a folder, or an address")
     output_dir: str = setting("runs/%(dataset)s", "where the results go")
@@ -336,9 +338,9 @@ Checks = Iterable[tuple[Any, str]]  # whether it is wrong, and what to do
 
 def check_losses(r: Recipe) -> Checks:
     "Yield contradictions between losses, weights and labels."
-    any_loss = r.weight_contrast or r.weight_matching or r.weight_masked
-    yield (r.stage != "finetune" and r.pretrain_epochs and not any_loss,
-           "pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set "
+    weights = [f.name for f in dataclasses.fields(PretrainSettings) if f.name.startswith("weight_")]
+    yield (r.stage != "finetune" and r.pretrain_epochs and not any(getattr(r, name) for name in weights),
+           f"pretraining has nothing to minimise: give {', '.join(weights[:-1])} or {weights[-1]}, or set "
            "pretrain_epochs to 0")
     yield (r.stage == "pretrain" and not r.pretrain_epochs,
            "stage is pretrain and pretrain_epochs is 0: nothing would be trained")
