@@ -317,9 +317,6 @@ def metrics_html(
     return f"<table>{''.join(f'<tr>{c}</tr>' for c in cells)}</table>"
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #7a0905ab
-_ALIGNED = aligned(7.5, 25)
-
-
 def _tick(words: str) -> ipywidgets.Checkbox:
     return ipywidgets.Checkbox(True, description=words, indent=False, layout=ipywidgets.Layout(width="16em"))
 
@@ -358,16 +355,16 @@ class AlignmentPanel(Controls):
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #5fd2e730
 @patch
 def _add_matrix_controls(self: AlignmentPanel) -> None:
-    w, slider = ipywidgets, dict(continuous_update=False, **_ALIGNED)
-    self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **_ALIGNED)
+    w, slider = ipywidgets, dict(continuous_update=False, **aligned(7.5, 25))
+    self.subset = w.Dropdown(options=self.predictions.subsets, description="clips of", **aligned(7.5, 25))
     self.epoch_key = w.SelectionSlider(options=["-"], description="moment", **slider)
     style = dict(description_width="4em", button_width="6em")
     self.source = w.ToggleButtons(options=["student", "teacher"], description="model", style=style)
     self.num_clips = w.IntSlider(MAX_MATCH_CLIPS, 1, MAX_MATCH_CLIPS, description="number of clips", **slider)
-    self.order = w.Dropdown(options=ORDERS, description="order", **_ALIGNED)
+    self.order = w.Dropdown(options=ORDERS, description="order", **aligned(7.5, 25))
     self.num_negatives = w.IntSlider(10, 0, 60, description="hard negatives", **slider)
     options = {"cosine": "cosine", "softmax over the sounds": "softmax"}
-    self.cell_values = w.Dropdown(options=options, description="cells show", **_ALIGNED)
+    self.cell_values = w.Dropdown(options=options, description="cells show", **aligned(7.5, 25))
     ends = dict(min=-3, max=math.log10(0.5), step=0.05)
     self.temperature = w.FloatLogSlider(0.07, description="temperature", readout_format=".3f", **ends, **slider)
     self.with_matching = _tick("matching head beside it")
@@ -378,7 +375,7 @@ def _add_matrix_controls(self: AlignmentPanel) -> None:
 def _add_pair_controls(self: AlignmentPanel) -> None:
     w = ipywidgets
     self.video, self.audio = (
-        w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **_ALIGNED) for m in ("video", "audio")
+        w.Dropdown(description=f"{m} of clip", options=[("-", -1)], **aligned(7.5, 25)) for m in ("video", "audio")
     )
     self.hint, self.films = w.HTML(), w.HBox()
     self.strips = w.Image(format="png", layout=w.Layout(max_width="100%"))
@@ -387,8 +384,8 @@ def _add_pair_controls(self: AlignmentPanel) -> None:
 @patch
 def _add_map_controls(self: AlignmentPanel) -> None:
     w = ipywidgets
-    self.method = w.Dropdown(options=METHODS, description="map", **_ALIGNED)
-    self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **_ALIGNED)
+    self.method = w.Dropdown(options=METHODS, description="map", **aligned(7.5, 25))
+    self.colour_by = w.Dropdown(options=["class", "speaker"], description="coloured by", **aligned(7.5, 25))
     self.lines, self.metrics = _tick("lines between partners"), w.HTML()
     self.map = w.Image(format="png", layout=w.Layout(max_width="46em"))
 

@@ -37,9 +37,6 @@ def read_weights(
     table = pd.read_csv(path, dtype=dict(id=str))
     return dict(zip(table["id"], table["weight"].astype(float)))
 
-# %% ../../nbs/7_look/06b_audit_panel.ipynb #08a346cc
-_ALIGNED = aligned(6, 21)
-
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #1f2db57b
 class AuditPanel(Controls):
     "A run's clips, the least consistent first, to play and to weigh. Show `panel.box`."
@@ -78,19 +75,19 @@ class AuditPanel(Controls):
 def _add_controls(self: AuditPanel) -> None:
     w, subsets = ipywidgets, self.predictions.subsets
     value = "train" if "train" in subsets else subsets[0]
-    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **_ALIGNED)
+    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **aligned(6, 21))
     stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
-    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **_ALIGNED)
+    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **aligned(6, 21))
     style = dict(button_width="6em")
     self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
     self.emotion, self.speaker = (
-        w.Dropdown(options=["all"], description=d, **_ALIGNED) for d in ("emotion", "speaker")
+        w.Dropdown(options=["all"], description=d, **aligned(6, 21)) for d in ("emotion", "speaker")
     )
     self.threshold = w.FloatSlider(
         0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
         style=dict(description_width="8em"), layout=w.Layout(width="23em"),
     )
-    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **_ALIGNED)
+    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **aligned(6, 21))
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #a1172c5b
 @patch
