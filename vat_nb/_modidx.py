@@ -1888,6 +1888,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vat_nb.supervision.UncertaintyWeighting.weights': ( '1_method/supervision.html#uncertaintyweighting.weights',
                                                                                          'vat_nb/supervision.py'),
                                     'vat_nb.supervision.class_loss': ('1_method/supervision.html#class_loss', 'vat_nb/supervision.py'),
+                                    'vat_nb.supervision.default_weights': ( '1_method/supervision.html#default_weights',
+                                                                            'vat_nb/supervision.py'),
                                     'vat_nb.supervision.gradient_blending_weights': ( '1_method/supervision.html#gradient_blending_weights',
                                                                                       'vat_nb/supervision.py'),
                                     'vat_nb.supervision.head_losses': ('1_method/supervision.html#head_losses', 'vat_nb/supervision.py'),

@@ -56,16 +56,12 @@ class AuditPanel(Controls):
         self._add_controls()
         self.save = w.Button(description="save audit file", button_style="primary")
         self.status, self.rows = w.HTML(), w.VBox()
-        lines = [
-            (self.subset, self.stage, self.source),
-            (self.emotion, self.speaker, self.threshold),
-            (self.page, self.save, self.status),
-            (self.rows,),
-        ]
+        menus, filters = (self.subset, self.stage, self.source), (self.emotion, self.speaker, self.threshold)
+        lines = menus, filters, (self.page, self.save, self.status), (self.rows,)
         self.box = w.VBox([w.HBox(line, layout=w.Layout(flex_flow="row wrap")) for line in lines])
         refill, restart = self.guarded(self._update_filters, self.draw), self.guarded(self._first_page, self.draw)
-        for c in (self.subset, self.stage, self.source): c.observe(refill, "value")
-        for c in (self.emotion, self.speaker, self.threshold): c.observe(restart, "value")
+        for c in menus: c.observe(refill, "value")
+        for c in filters: c.observe(restart, "value")
         self.page.observe(self.guarded(self.draw), "value")
         self.save.on_click(self.guarded(self._save))
         self.guarded(self._update_filters, self.draw)()
