@@ -320,7 +320,8 @@ def test_commands_of_the_pages_are_real(own_sections):
         if words[:1] == ["make"] and len(words) > 1:
             assert words[1] in targets, f"{page}: no target {words[1]}"
             given = dict(w.split("=", 1) for w in words[2:] if "=" in w)
-            assert set(given) <= {"DATASET", "P"}, f"{page}: {words}"
+            variables = {"DATASET", "P"} | ({"STARTS"} if words[1] == "benchmark" else set())
+            assert set(given) <= variables, f"{page}: {words}"
             if (PROJECT / "nbs" / f"{words[1]}.ipynb").is_file():
                 flat = shlex.split(given.get("P", ""))
                 if flat == ["-p", "name", "value", "..."] or given.get("DATASET") in ("NAME", "..."):
