@@ -255,9 +255,9 @@ def own_sections():
 
 def test_ini_of_the_pages_is_a_recipe(own_sections, tmp_path):
     from vat_nb.data.datasets import LAYOUTS
-    from vat_nb.training.config import Recipe, read_recipe
+    from vat_nb.training.config import FIELDS, read_recipe
 
-    assert set(get_args(Recipe.__dataclass_fields__["layout"].type)) == set(LAYOUTS)
+    assert set(get_args(FIELDS["layout"].type)) == set(LAYOUTS)
     text = (PROJECT / "settings.ini").read_text(encoding="utf-8")
     for name, (page, values) in own_sections.items():
         path = tmp_path / name / "settings.ini"
