@@ -35,19 +35,19 @@ $(VENV)/.ready: pyproject.toml
 train: setup
 	mkdir -p "$(OUT)"
 	$(BIN)/papermill nbs/train.ipynb "$(OUT)/train.ipynb" --kernel python3 -p dataset $(DATASET) $(P)
-	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/train.ipynb"
+	$(BIN)/python -m vat_nb.runs.page "$(OUT)/train.ipynb"
 	@echo "look at $(OUT)/train.html; scores are in $(OUT)/metrics.json"
 
 preprocess features layers crossval ablation semisupervised sweep causes soak alignment audit: setup
 	mkdir -p "$(OUT)"
 	$(BIN)/papermill nbs/$@.ipynb "$(OUT)/$@.ipynb" --kernel python3 -p dataset $(DATASET) $(P)
-	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/$@.ipynb"
+	$(BIN)/python -m vat_nb.runs.page "$(OUT)/$@.ipynb"
 
 # each start is a process of its own; benchmark.json keeps them all
 benchmark: setup
 	mkdir -p "$(OUT)"
 	for start in $$(seq $(STARTS)); do $(BIN)/papermill nbs/$@.ipynb "$(OUT)/$@.ipynb" --kernel python3 -p dataset $(DATASET) $(P) || exit 1; done
-	$(BIN)/jupyter nbconvert --to html --log-level WARN "$(OUT)/$@.ipynb"
+	$(BIN)/python -m vat_nb.runs.page "$(OUT)/$@.ipynb"
 
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup

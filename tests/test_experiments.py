@@ -144,6 +144,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
         f"audio_encoder={names['whisper']}",
         "weight_masked=0.0",
         "augment_image=0.0",
+        "augment_blur=0.0",
         "augment_wave=0.0",
         "feature_rate=10.0",
         "early_fusion=True",

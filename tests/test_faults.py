@@ -197,7 +197,7 @@ from vat_nb.training.fit import Validation, fit, make_accelerator
 
 def train(store, out, minutes):
     "Both stages, with a reading process, augmentation, distillation and validation."
-    accelerator, augment = make_accelerator("cpu", 3), Augment(0.5, 0.5, 0.2)
+    accelerator, augment = make_accelerator("cpu", 3), Augment(0.5, 0.1, 0.5, 0.2)
     torch.use_deterministic_algorithms(True)
     model = build_vat(ModelConfig("tiny", 64, 10.0, 6, 1))
     def loader():

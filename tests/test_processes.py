@@ -56,7 +56,7 @@ class Rows(torch.utils.data.Dataset):
 out, size, accumulate, draws, repeat, keys, spread = Path(sys.argv[1]), *map(int, sys.argv[2:5]), *sys.argv[5:]
 repeat = repeat == "repeat"
 torch.set_num_threads(1)
-augment = Augment(0.5, 0.5) if draws else Augment()
+augment = Augment(0.5, 0.1, 0.5) if draws else Augment()
 accelerator = make_accelerator("cpu", 1)
 n = 24 if draws else 21  # 24 are the same batches in both ways, an uneven last one is shared differently
 data = clips(n)

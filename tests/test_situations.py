@@ -82,6 +82,7 @@ def train(folder, out):
                 valid_fraction=0.34,
                 device="cpu",
                 augment_image=0.0,
+                augment_blur=0.0,
                 queue_size=8,
             )
         )

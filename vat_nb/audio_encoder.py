@@ -37,9 +37,10 @@ class LogMel(nn.Module):
 
     def forward(
         self,
-        audio: Tensor,  # [B, S] int16, or float in -1..1
-        audio_mask: Tensor,  # [B, S] bool
+        audio: Tensor,  # [B, S] int16, or float in -1..1; or [B, F, T], a spectrogram of this, which stays as it is
+        audio_mask: Tensor,  # [B, S] bool, or [B, T]
     ) -> tuple[Tensor, Tensor]:  # [B, F, T] about unit variance, [B, T] bool
+        if audio.ndim == 3: return audio, audio_mask
         audio = audio.to(self.mel.mel_scale.fb.dtype) / (32768 if audio.dtype == torch.int16 else 1)
         audio = torch.where(audio_mask, audio, 0)
         audio, audio_mask = (nn.functional.pad(x, (0, -x.shape[1] % HOP)) for x in (audio, audio_mask))

@@ -9,7 +9,6 @@ __all__ = ['PretrainWeights', 'PretrainScales', 'TeacherView', 'PretrainContext'
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from .audio_encoder import HOP
 from .augmentation import Augment
 from .contrastive import Keys, Queue, contrastive_loss
 from .distributed import all_gather_rows, step_scales
@@ -82,10 +81,18 @@ class Pretrain(nn.Module):
     def teacher_forward(self, batch: Batch, alpha: float) -> TeacherView:
         "Augment a batch and encode it with the teacher."
         batch = self.augment(batch)
-        if len(batch.index): return TeacherView(batch, self.teacher.encode(batch, self.weights.patch_drop))
+        if len(batch.index):
+            batch = self.compute_spectrogram(batch)
+            return TeacherView(batch, self.teacher.encode(batch, self.weights.patch_drop))
         embeddings = self.queue.video_embed[:0]  # another process has the clips of this step
         tokens = Tokens(embeddings[:, None], torch.zeros(0, 1, dtype=torch.bool, device=embeddings.device))
         return TeacherView(batch, EncoderOutput(tokens, tokens, embeddings, embeddings))
+
+    def compute_spectrogram(self, batch: Batch) -> Batch:
+        "Replace the samples by their spectrogram, once for teacher, student and masked audio."
+        if not hasattr(self.student.audio, "logmel"): return batch  # a pretrained encoder
+        mel, mask = self.student.audio.logmel(batch.audio, batch.audio_mask)
+        return batch._replace(audio=mel, audio_mask=mask)
 
     @torch.no_grad()
     def gather(self, views: list[TeacherView]) -> list[PretrainContext]:  # views: of a step, in this process
@@ -105,10 +112,9 @@ class Pretrain(nn.Module):
         "Count the clips, pairs and masked patches that the losses of a batch are means over."
         masked, n = 0, len(batch.index)
         if self.weights.masked and n:
-            columns = nn.functional.pad(batch.audio_mask, (0, -batch.audio_mask.shape[1] % HOP))[:, ::HOP]
             encoder = self.student.audio
-            _, patches = encoder.patches(columns[:, None].expand(-1, encoder.bands * encoder.patch[0], -1), columns)
-            masked = num_masked(patches, self.weights.mask_rate).sum()
+            _, real = encoder.patches(*encoder.logmel(batch.audio, batch.audio_mask))
+            masked = num_masked(real, self.weights.mask_rate).sum()
         several = n and bool((batch.index != batch.index[0]).any())
         return dict(contrast=n, matching=n * (3 if several else 1), masked=masked)
 

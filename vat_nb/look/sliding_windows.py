@@ -321,7 +321,7 @@ class PredictPanel:
 @patch
 def clear(self: PredictPanel) -> None:
     "Forget the last predictions."
-    self.rows, self.name = pd.DataFrame(), ""
+    self.rows, self.name, self.error = pd.DataFrame(), "", None
     self.predictions = self.windowed = self.media = self.store = self.clip = None
     self.file_table.value, self.window_index.layout.display, self.save_button.layout.display = "", "none", "none"
     for image in self.images.values(): image.layout.display = "none"
@@ -341,7 +341,7 @@ def on_upload(
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #8663acd0
 @patch
 def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a folder
-    "Predict a file or a folder. Errors are shown, and not raised."
+    "Predict a file or a folder. An error is shown and kept, and not raised."
     self.clear()
     path = find_file(path)
     try:
@@ -358,7 +358,7 @@ def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a 
         if self.recognizer is None:
             self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
         self.predict_paths(paths, path)
-    except (OSError, ValueError) as e: self.status.value = error_html(e)
+    except (OSError, ValueError) as e: self.error, self.status.value = e, error_html(e)
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #56cca31d
 @patch

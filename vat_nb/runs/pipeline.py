@@ -130,7 +130,7 @@ def _pretrain_objective(model: VAT, r: Recipe) -> Pretrain:
     "Build the objective of pretraining with a recipe's weights and augmentation."
     settings = {k: f"weight_{k}" if f"weight_{k}" in FIELDS else k for k in PretrainWeights._fields}
     weights = PretrainWeights(**{k: getattr(r, name) for k, name in settings.items()})
-    augment = Augment(r.pretrain_augment * r.augment_image, r.pretrain_augment * r.augment_wave)
+    augment = Augment(*(r.pretrain_augment * x for x in (r.augment_image, r.augment_blur, r.augment_wave)))
     return Pretrain(model, r.queue_size, weights, augment, r.contrast_keys)
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #c45b191e
@@ -168,7 +168,7 @@ def _finetune_objective(model: VAT, task: Task, r: Recipe) -> Finetune:
     "Build the objective of fine-tuning with a recipe's weights, augmentation and pseudo-labels."
     weights = HeadWeights({head: getattr(r, f"weight_{head}") for head in HEADS}, r.weight_targets)
     thresholds = FlexMatchThresholds(len(task.classes), r.pseudo_threshold) if r.pseudo_labels else None
-    augment = Augment(r.augment_image, r.augment_wave, r.drop_modality)
+    augment = Augment(r.augment_image, r.augment_blur, r.augment_wave, r.drop_modality)
     return Finetune(model, WEIGHTINGS[r.loss_weighting](weights), r.label_smoothing, augment, thresholds, r.mixup)
 
 

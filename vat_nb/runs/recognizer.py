@@ -45,7 +45,7 @@ def model_recipe(
     values: dict[str, Any],  # of MODEL_FIELDS
 ) -> Recipe:
     "Build the recipe of a finished model. Raises ParameterError."
-    return Recipe(**dict(pretrain_epochs=0, augment_image=0.0, augment_wave=0.0) | values)
+    return Recipe(**dict(pretrain_epochs=0, augment_image=0.0, augment_blur=0.0, augment_wave=0.0) | values)
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #bd4ca696
 def validate_model_config(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 from ..data.io import read_json, write_atomically
 from ..model import HEADS
+from .page import minutes_table
 from vat_nb.runs.result_tables import (
     VALUES, alignment_table, answer_scores, audit_table, causes_table, costs_table, demo_table, difference_text,
     folds_table, gain_text, interval_text, ladder_table, layers_table, markdown_table, pairs_table, shares_table,
@@ -56,6 +57,9 @@ LRWAR = f"-p data_dir LRWAR {encoder_parameters(0.8)} -p audio_layers 1"
 # %% ../../nbs/6_runs/06_results.ipynb #0b209c0a
 DEMO_STUDIES = (
     Study("demo", "The demo", "make train", "runs/demo/metrics.json", demo_table),
+    Study(
+        "demo_minutes", "The demo: where the minutes go", "make train", "runs/demo/train_minutes.json", minutes_table,
+    ),
     Study(
         "demo_causes", "The demo: why it learns", 'make causes P="-p pretrain_epochs 5 -p epochs 10"',
         "runs/demo/causes.json", causes_table,

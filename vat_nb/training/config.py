@@ -176,6 +176,7 @@ class FinetuneSettings:
     pseudo_threshold: float = setting(0.9, "highest probability that a pseudo-label must have", "finetune", high=1)
     distill_alpha: float = setting(0.4, "weight of the teacher's soft targets, in both stages", "both", high=1)
     augment_image: float = setting(1.0, "strength of the augmentation of frames", "both", high=1)
+    augment_blur: float = setting(0.2, "share of clips whose video is blurred", "both", high=1)
     augment_wave: float = setting(0.5, "strength of the augmentation of waveforms", "both", high=1)
     augment_spectrogram: float = setting(
         1.0, "strength of SpecAugment, as a share of the size's own", "both", high=1)
@@ -422,9 +423,9 @@ def check_encoder_use(r: Recipe) -> Checks:
     yield (r.reads_features and "://" in r.store_dir,
            "features are kept beside the store, and this one is far away: copy it here first, or set cache_features "
            "to False")
-    yield (r.reads_features and (r.augment_image or r.augment_wave),
-           "features are of clips as they are: set augment_image and augment_wave to 0 (a pair does: -p encoders "
-           "small), or cache_features to False")
+    yield (r.reads_features and (r.augment_image or r.augment_blur or r.augment_wave),
+           "features are of clips as they are: set augment_image, augment_blur and augment_wave to 0 (a pair does: "
+           "-p encoders small), or cache_features to False")
 
 # %% ../../nbs/3_training/01_config.ipynb #6047e3b0
 PAIR = "encoders."  # begins the sections that name a pair of pretrained encoders
