@@ -85,6 +85,8 @@ class FeatureDataset(ClipDataset):
         video, audio = (self._window(stream, clip, None if fits else start) for stream in range(2))
         return Sample(video, audio, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
 
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Sample]: return [self[item] for item in items]
+
 # %% ../../nbs/4_encoders/09_feature_loading.ipynb #63985722
 @patch
 def _window(self: FeatureDataset, stream: int, clip: Clip, start: int | None) -> np.ndarray:  # None: the whole clip

@@ -10,8 +10,7 @@ import json, sys, time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-import nbformat, pandas as pd
-from nbformat import NotebookNode
+import pandas as pd
 from ..data.io import write_atomically
 from .result_tables import markdown_table, provenance
 
@@ -20,16 +19,16 @@ START, PAGE = "start of the kernel", "the page itself"
 
 
 def section_seconds(
-    notebook: NotebookNode,  # as papermill executed it
+    notebook: dict[str, Any],  # JSON of a notebook, as papermill executed it
 ) -> pd.Series:  # heading -> s, in the order of the notebook
     "Sum the seconds of the cells below each heading."
     rows, heading = [], ""
-    begin = datetime.fromisoformat(notebook.metadata["papermill"]["start_time"])
-    for cell in notebook.cells:
-        titles = [line for line in cell.source.splitlines() if line.startswith("#")]
-        if cell.cell_type == "markdown" and titles: heading = titles[-1].lstrip("# ")
-        times = cell.metadata.get("papermill", {})
-        if cell.cell_type != "code" or not times.get("end_time"): continue
+    begin = datetime.fromisoformat(notebook["metadata"]["papermill"]["start_time"])
+    for cell in notebook["cells"]:
+        titles = [line for line in "".join(cell["source"]).splitlines() if line.startswith("#")]
+        if cell["cell_type"] == "markdown" and titles: heading = titles[-1].lstrip("# ")
+        times = cell["metadata"].get("papermill", {})
+        if cell["cell_type"] != "code" or not times.get("end_time"): continue
         first, end = (datetime.fromisoformat(times[k]) for k in ("start_time", "end_time"))
         if not rows: rows.append((START, (first - begin).total_seconds()))
         rows.append((heading, (end - first).total_seconds()))
@@ -40,13 +39,12 @@ def write_page(
     path: str | Path,  # of a notebook that papermill executed
 ) -> dict[str, Any]:  # "seconds": section -> s; "provenance"
     "Write NAME.html and NAME_minutes.json beside a notebook. Raises FileNotFoundError where there is none."
-    from nbconvert import HTMLExporter  # half a second that no import of the package waits for
+    from nbconvert import HTMLExporter  # seconds that no import of the package waits for
     path, start = Path(path), time.perf_counter()
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no notebook; run it with papermill first")
-    notebook = nbformat.read(path, 4)
-    page, _ = HTMLExporter().from_notebook_node(notebook, dict(metadata=dict(name=path.stem)))
+    page, _ = HTMLExporter().from_filename(str(path))
     write_atomically(path.with_suffix(".html"), page.encode())
-    seconds = section_seconds(notebook)
+    seconds = section_seconds(json.loads(path.read_text(encoding="utf-8")))
     seconds[PAGE] = time.perf_counter() - start
     report = dict(seconds=seconds.round(1).to_dict(), provenance=provenance())
     write_atomically(path.with_name(f"{path.stem}_minutes.json"), json.dumps(report, indent=1).encode())
