@@ -6,7 +6,8 @@
 __all__ = ['HEADS_AVERAGED', 'VALUES', 'CONSISTENCY_TITLES', 'provenance', 'average_heads', 'pack_answers', 'unpack_answers',
            'answer_scores', 'interval_text', 'gain_text', 'markdown_table', 'difference_text', 'folds_table',
            'both_ways', 'both_scores', 'alignment_table', 'values_table', 'demo_table', 'audit_table', 'ladder_table',
-           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'pairs_table']
+           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'ranges_table', 'fits_table',
+           'pairs_table']
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #4135434c
 import datetime, importlib.metadata, platform, re
@@ -331,6 +332,27 @@ def ratio_ranges(
         median=("value", "median"), lowest=("value", "min"), highest=("value", "max"), starts=("value", "size"),
         quiet=("quiet", "sum"), days=("date", "nunique"),
     )
+
+# %% ../../nbs/6_runs/05b_result_tables.ipynb #38cb3454
+def ranges_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the ratios over the starts of one machine."
+    starts = runs[0]["starts"]
+    same = ("device", "torch", "threads", "setting")
+    table = ratio_ranges([s for s in starts if all(s[k] == starts[-1][k] for k in same)])
+    rows = [
+        [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days)]
+        for r in table.itertuples()
+    ]
+    return markdown_table(["ratio", "median", "range", "starts", "of them quiet", "days"], rows)
+
+
+def fits_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the memory of a step at the paper's size."
+    shape, table = runs[0]["fits"]["shape"], runs[0]["fits"]["table"]
+    names = [k for k in table[0] if k.startswith("clips")]
+    rows = [[r["value"], f"{r['held_GB']:.1f}", f"{r['clip_GB']:.2f}", *(str(r[k]) for k in names)] for r in table]
+    size = f"{shape['frames']} frames of {shape['side']} px and {shape['seconds']} s of audio."
+    return "\n\n".join([markdown_table(["value", "GB held", "GB for each clip, fp32", *names], rows), size])
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #fed4915b
 def pairs_table(runs: list[dict[str, Any]]) -> str:

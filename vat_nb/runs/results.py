@@ -18,8 +18,8 @@ from ..model import HEADS
 from .page import minutes_table
 from vat_nb.runs.result_tables import (
     VALUES, alignment_table, answer_scores, audit_table, causes_table, costs_table, demo_table, difference_text,
-    folds_table, gain_text, interval_text, ladder_table, layers_table, markdown_table, pairs_table, shares_table,
-    values_table,
+    fits_table, folds_table, gain_text, interval_text, ladder_table, layers_table, markdown_table, pairs_table,
+    ranges_table, shares_table, values_table,
 )
 from ..training.config import find_settings
 
@@ -70,7 +70,7 @@ DEMO_STUDIES = (
     ),
     Study(
         "demo_shares", "The demo, by share of labels",
-        'make semisupervised P="-p seeds 5 -p shares [0.1,0.25,1.0] -p ways \\"plain, from scratch, pretrained\\""',
+        'make semisupervised P="-p seeds 10 -p shares [0.1,0.25,1.0] -p ways \\"plain, pretrained\\""',
         "runs/demo/semisupervised.json", shares_table,
     ),
     Study(
@@ -143,6 +143,15 @@ OTHER_STUDIES = (
         "costs", "What features of pretrained encoders cost",
         f'make benchmark DATASET=features P="-p parts features {JAVASED} -p audio_layers 2+3 -p output_dir runs/costs"',
         "runs/costs/benchmark.json", costs_table,
+    ),
+    Study(
+        "speed", "How fast: each ratio over several starts",
+        'make benchmark STARTS=5 P="-p parts step,bounds,loader -p threads 2 -p output_dir runs/speed"',
+        "runs/speed/benchmark.json", ranges_table,
+    ),
+    Study(
+        "memory", "What fits into memory", 'make benchmark P="-p parts memory -p output_dir runs/memory"',
+        "runs/memory/benchmark.json", fits_table,
     ),
     Study(
         "pairs", "What the named pairs of encoders cost", 'make benchmark P="-p parts pairs -p output_dir runs/pairs"',
@@ -240,7 +249,7 @@ def readme_table(
         _recall_row("demo, strangers", demo),
         ["demo, test1", "weighted F1 of video, audio and fused head",
          ", ".join(interval_text(heads[h]) for h in HEADS)],
-        ["demo, five seeds", "all parts minus plain training, all labels", gains[1.0]],
+        ["demo, ten seeds", "all parts minus plain training, all labels", gains[1.0]],
         ["", "the same with a quarter of the labels", gains[0.25]],
         ["", "the same with a tenth of the labels", gains[0.1]],
         _recall_row("LRW-AR, real faces", lrwar),
@@ -253,7 +262,7 @@ def readme_table(
 # %% ../../nbs/6_runs/06_results.ipynb #3427f409
 MARKED = (  # pages with tables of studies
     "nbs/index.ipynb", "nbs/7_look/06_av_consistency.ipynb", "README.md", "docs/howto/pretrained.md",
-    "docs/howto/look.md", "docs/howto/small_data.md", "docs/claims.md",
+    "docs/howto/look.md", "docs/howto/small_data.md", "docs/howto/speed.md", "docs/claims.md",
 )
 
 
