@@ -6,7 +6,7 @@
 __all__ = ['HEADS_AVERAGED', 'VALUES', 'CONSISTENCY_TITLES', 'provenance', 'average_heads', 'pack_answers', 'unpack_answers',
            'answer_scores', 'interval_text', 'gain_text', 'markdown_table', 'difference_text', 'folds_table',
            'both_ways', 'both_scores', 'alignment_table', 'values_table', 'demo_table', 'audit_table', 'ladder_table',
-           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'ranges_table', 'fits_table',
+           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'speed_table', 'fits_table',
            'pairs_table']
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #4135434c
@@ -334,16 +334,24 @@ def ratio_ranges(
     )
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #38cb3454
-def ranges_table(runs: list[dict[str, Any]]) -> str:
-    "Tabulate the ratios over the starts of one machine."
-    starts = runs[0]["starts"]
+def speed_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the ratios over the starts of one machine, and what does not depend on the machine."
+    run, starts = runs[0], runs[0]["starts"]
     same = ("device", "torch", "threads", "setting")
     table = ratio_ranges([s for s in starts if all(s[k] == starts[-1][k] for k in same)])
     rows = [
         [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days)]
         for r in table.itertuples()
     ]
-    return markdown_table(["ratio", "median", "range", "starts", "of them quiet", "days"], rows)
+    blocks = [markdown_table(["ratio", "median", "range", "starts", "of them quiet", "days"], rows)]
+    if "step" in run:
+        counts = [
+            [r["way"], f"{r['peak_MiB']:.0f}", str(r["operations"]), str(r["synchronisations"])]
+            for r in run["step"]["table"]
+        ]
+        names = ["each change adds to those before", "peak memory (MiB)", "operations", "waits of the host"]
+        blocks.append(markdown_table(names, counts))
+    return "\n\n".join(blocks)
 
 
 def fits_table(runs: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from .page import minutes_table
 from vat_nb.runs.result_tables import (
     VALUES, alignment_table, answer_scores, audit_table, causes_table, costs_table, demo_table, difference_text,
     fits_table, folds_table, gain_text, interval_text, ladder_table, layers_table, markdown_table, pairs_table,
-    ranges_table, shares_table, values_table,
+    shares_table, speed_table, values_table,
 )
 from ..training.config import find_settings
 
@@ -147,7 +147,7 @@ OTHER_STUDIES = (
     Study(
         "speed", "How fast: each ratio over several starts",
         'make benchmark STARTS=5 P="-p parts step,bounds,loader -p threads 2 -p output_dir runs/speed"',
-        "runs/speed/benchmark.json", ranges_table,
+        "runs/speed/benchmark.json", speed_table,
     ),
     Study(
         "memory", "What fits into memory", 'make benchmark P="-p parts memory -p output_dir runs/memory"',
