@@ -1,8 +1,13 @@
-"Shared by the tests: where the project lies, where real clips lie, a small release, and a run on it."
+"Shared by the tests: where the project lies, where real clips lie, a small release, a run on it, and warm kernels."
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -98,6 +103,23 @@ def once(tmp_path_factory, name, make):
             make(folder)
             (folder / "made").touch()
     return folder
+
+
+@functools.cache
+def warm_kernel():
+    "Name of a kernel that begins with the package imported, which saves each notebook the seconds of its imports."
+    folder, script = Path(tempfile.mkdtemp(prefix="warm")), Path(__file__).with_name("warm_kernel.py")
+    server = subprocess.Popen([sys.executable, script, "serve", folder / "socket"], cwd=PROJECT)
+    atexit.register(server.kill)
+    command = [sys.executable, str(script), "start", str(folder / "socket"), "{connection_file}"]
+    spec = dict(argv=command, display_name="warm", language="python")
+    (folder / "kernels/warm").mkdir(parents=True)
+    (folder / "kernels/warm/kernel.json").write_text(json.dumps(spec))
+    os.environ["JUPYTER_PATH"] = str(folder)
+    while not (folder / "socket").exists():
+        assert server.poll() is None, "the warm kernel's server ended"
+        time.sleep(0.1)
+    return "warm"
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,7 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
         and set(found["tests"]) == {"test1", "test2", "test3"}
         and len(pd.read_csv(folder / "submission_test3.csv")) == 6
     )
-    heads, kinds = ("fused head", "three heads"), ("logits", "calibrated probabilities")
+    heads, kinds = ("fused head", "all heads"), ("logits", "calibrated probabilities")
     assert found["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
     assert (out / "figures/reliability.png").exists() and (folder / "fold1/model/model.safetensors").exists()
     assert json.loads((folder / "fold0/model/config.json").read_text())["temperature"] != 1.0

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, modified_ns
+from conftest import PROJECT, modified_ns, warm_kernel
 
 PREPROCESS = """
 import sys
@@ -56,7 +56,7 @@ def papermill(tmp_path, *parameters, name="train", check=None):
             source,
             made,
             {k: _resolve_type(v) for k, v in given.items()},
-            kernel_name="python3",
+            kernel_name=warm_kernel(),
             progress_bar=False,
             cwd=PROJECT,
         )

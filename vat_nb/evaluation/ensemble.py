@@ -181,7 +181,7 @@ def select_ensemble(
     for heads, used, (kind, logits) in product((("fused",), HEADS), dict.fromkeys((views[:1], views)), kinds.items()):
         spec = EnsembleSpec({h: 1.0 if logits else temperatures[h] for h in heads}, used, logits)
         spec, row = _score_ensemble(out_of_fold, spec, y, task)
-        name = "fused head" if len(heads) == 1 else "three heads"
+        name = "fused head" if len(heads) == 1 else "all heads"
         name = f"{name}, {'one view' if len(used) == 1 else f'{len(used)} views'}, {kind}"
         specs[name], rows[name] = spec, row
     table = pd.DataFrame(rows).T

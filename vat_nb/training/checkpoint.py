@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from ..data.io import read_json, write_atomically
 from ..distributed import full_tensor
+from .config import FIELDS, Recipe
 
 # %% ../../nbs/3_training/02_checkpoint.ipynb #5339eea4
 def save_tensors(
@@ -137,6 +138,7 @@ def check_same_config(
     path: str | Path,  # named in the message
 ) -> None:
     "Raise ValueError, with the difference, when a run would resume under other settings."
+    saved = {k: getattr(Recipe(), k) for k in now if k in FIELDS} | saved  # what is newer than the checkpoint
     names = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     difference = "; ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in names)
     if names:
