@@ -89,6 +89,7 @@ from .runs.retrieval import *
 from .runs.snapshots import *
 from .runs.launch import *
 from .runs.result_tables import *
+from .runs.page import *
 from .runs.results import *
 
 # %% ../nbs/7_look/07_all.ipynb #be877e61

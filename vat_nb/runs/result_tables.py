@@ -6,8 +6,8 @@
 __all__ = ['HEADS_AVERAGED', 'VALUES', 'CONSISTENCY_TITLES', 'provenance', 'average_heads', 'pack_answers', 'unpack_answers',
            'answer_scores', 'interval_text', 'gain_text', 'markdown_table', 'difference_text', 'folds_table',
            'both_ways', 'both_scores', 'alignment_table', 'values_table', 'demo_table', 'audit_table', 'ladder_table',
-           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'ratio_ranges', 'speed_table', 'fits_table',
-           'pairs_table']
+           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'was_slow', 'ratio_ranges', 'speed_table',
+           'fits_table', 'pairs_table']
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #4135434c
 import datetime, importlib.metadata, platform, re
@@ -319,12 +319,21 @@ def _plan_table(plan: list[dict[str, Any]]) -> str:
     return markdown_table(["cores", "hours of features", "GB of cache", *titles], rows)
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #3830d0bb
+def was_slow(
+    start: dict[str, Any],  # of benchmark.json
+    starts: list[dict[str, Any]],  # of the same machine
+) -> bool:
+    "Say whether everything took 15 % longer than in the fastest start: the processor itself was slower."
+    def fastest(name): return min(s["seconds"][name] for s in starts if name in s["seconds"])
+    return bool(start["seconds"]) and all(t > 1.15 * fastest(name) for name, t in start["seconds"].items())
+
+
 def ratio_ranges(
     starts: list[dict[str, Any]],  # of benchmark.json
-) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (starts beside which nothing else ran), days
+) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (nothing else ran, and none was slow), days
     "Summarise the ratios of several starts of the benchmark."
     rows = [
-        dict(ratio=name, value=value, date=s["date"], quiet=sum(s["load"].values()) < 0.1)
+        dict(ratio=name, value=value, date=s["date"], quiet=sum(s["load"].values()) < 0.1 and not was_slow(s, starts))
         for s in starts for name, value in s["ratios"].items()
     ]
     table = pd.DataFrame(rows, columns=["ratio", "value", "date", "quiet"]).groupby("ratio", sort=False)
