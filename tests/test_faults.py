@@ -327,6 +327,13 @@ def children(pid):
     return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
 
 
+def reads_from(pid, folder):
+    "Whether a process has a file of a folder open."
+    import psutil
+
+    return any(Path(f.path).parent == folder for f in psutil.Process(pid).open_files())
+
+
 def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
     "One worker is stopped in mid-clip, another shot: two rows say so, the run ends, a rerun reads just those two."
     from test_media_faults import AAC, H264, ffmpeg, picture, tone
@@ -343,6 +350,12 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
         time.sleep(0.05)
     stuck, shot = children(run.pid)
     os.kill(stuck, signal.SIGSTOP)
+    while not reads_from(stuck, tmp_path / "v"):  # between two clips nothing would be stuck
+        os.kill(stuck, signal.SIGCONT)
+        time.sleep(0.02)
+        os.kill(stuck, signal.SIGSTOP)
+    while not reads_from(shot, tmp_path / "v"):
+        time.sleep(0.02)
     os.kill(shot, signal.SIGSEGV)
     assert run.wait(120) == 0
     first = read_ledger(tmp_path / "store")

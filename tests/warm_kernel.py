@@ -13,6 +13,7 @@ import threading
 
 def serve(path):
     "Fork a kernel for each caller, until the tests that started this process are gone."
+    os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it before it imports
     import ipykernel.kernelapp
     import vat_nb.all  # noqa: F401
 
