@@ -1935,6 +1935,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vat_nb.train_loop.compute_gradients': ( '1_method/train_loop.html#compute_gradients',
                                                                             'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.epoch_log': ('1_method/train_loop.html#epoch_log', 'vat_nb/train_loop.py'),
+                                   'vat_nb.train_loop.has_free_core': ('1_method/train_loop.html#has_free_core', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.lr_schedule': ('1_method/train_loop.html#lr_schedule', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.make_optimizer': ('1_method/train_loop.html#make_optimizer', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.microbatches': ('1_method/train_loop.html#microbatches', 'vat_nb/train_loop.py'),
