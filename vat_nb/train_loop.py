@@ -8,7 +8,7 @@ __all__ = ['OptimConfig', 'lr_schedule', 'step_rates', 'make_optimizer', 'DataRe
            'chunk', 'out_of_memory', 'StepRunner', 'EpochState', 'check_skips', 'epoch_log', 'take_step', 'train_epoch']
 
 # %% ../nbs/1_method/18_train_loop.ipynb #19a81c9f
-import math, os, time
+import math, time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -17,6 +17,7 @@ from itertools import islice
 from typing import NamedTuple
 import numpy as np, torch
 from accelerate import Accelerator, skip_first_batches
+from joblib import cpu_count
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
@@ -100,8 +101,7 @@ def safe_iter(loader: DataLoader) -> Iterator[Batch]:
 # %% ../nbs/1_method/18_train_loop.ipynb #19bd3b3b
 def has_free_core(device: torch.device) -> bool:
     "Whether a core is left to read with: a GPU needs none, and a step on the CPU one for each of its threads."
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return device.type != "cpu" or torch.get_num_threads() < cores
+    return device.type != "cpu" or torch.get_num_threads() < cpu_count()
 
 
 def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

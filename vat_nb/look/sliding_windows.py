@@ -85,7 +85,7 @@ def window_batch(
     r, targets, samples = recognizer.recipe, (np.nan,) * len(recognizer.task.targets), []
     for i, start in enumerate(starts):
         frames, wave = cut_window(media, start, r.num_frames, r.fps, r.image_size)
-        if store.transform: frames, wave = store.transform(clip, np.asarray(frames), wave)
+        if store.transform: frames, wave = store.transform(clip, decode_jpegs(frames) if len(frames) else frames, wave)
         samples.append(Sample(frames, wave, -100, targets, i))
     return collate(samples)
 

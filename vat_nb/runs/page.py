@@ -19,13 +19,13 @@ KERNEL_START, PAGE = "start of the kernel", "the page itself"
 
 
 def section_seconds(
-    notebook: dict[str, Any],  # JSON of a notebook, as papermill executed it
+    notebook: dict[str, Any],  # of nbformat, as papermill executed it
 ) -> pd.Series:  # heading -> s, in the order of the notebook
     "Sum the seconds of the cells below each heading."
     rows, heading = [], ""
     begin = datetime.fromisoformat(notebook["metadata"]["papermill"]["start_time"])
     for cell in notebook["cells"]:
-        titles = [line for line in "".join(cell["source"]).splitlines() if line.startswith("#")]
+        titles = [line for line in cell["source"].splitlines() if line.startswith("#")]
         if cell["cell_type"] == "markdown" and titles: heading = titles[-1].lstrip("# ")
         times = cell["metadata"].get("papermill", {})
         if cell["cell_type"] != "code" or not times.get("end_time"): continue
@@ -39,12 +39,14 @@ def write_page(
     path: str | Path,  # of a notebook that papermill executed
 ) -> dict[str, Any]:  # "seconds": section -> s; "provenance"
     "Write NAME.html and NAME_minutes.json beside a notebook. Raises FileNotFoundError where there is none."
-    from nbconvert import HTMLExporter  # seconds that no import of the package waits for
+    import nbformat  # seconds that no import of the package waits for
+    from nbconvert import HTMLExporter
     path, start = Path(path), time.perf_counter()
     if not path.is_file(): raise FileNotFoundError(f"{path}: there is no notebook; run it with papermill first")
-    page, _ = HTMLExporter().from_filename(str(path))
+    notebook = nbformat.read(path, 4)
+    page, _ = HTMLExporter().from_notebook_node(notebook, dict(metadata=dict(name=path.stem)))
     write_atomically(path.with_suffix(".html"), page.encode())
-    seconds = section_seconds(json.loads(path.read_text(encoding="utf-8")))
+    seconds = section_seconds(notebook)
     seconds[PAGE] = time.perf_counter() - start
     report = dict(seconds=seconds.round(1).to_dict(), provenance=provenance())
     write_atomically(path.with_name(f"{path.stem}_minutes.json"), json.dumps(report, indent=1).encode())

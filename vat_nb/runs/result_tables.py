@@ -6,8 +6,8 @@
 __all__ = ['HEADS_AVERAGED', 'VALUES', 'CONSISTENCY_TITLES', 'provenance', 'average_heads', 'pack_answers', 'unpack_answers',
            'answer_scores', 'interval_text', 'gain_text', 'markdown_table', 'difference_text', 'folds_table',
            'both_ways', 'both_scores', 'alignment_table', 'values_table', 'demo_table', 'audit_table', 'ladder_table',
-           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'was_slow', 'ratio_ranges', 'speed_table',
-           'fits_table', 'pairs_table']
+           'causes_table', 'shares_table', 'layers_table', 'costs_table', 'was_slow', 'ratio_ranges',
+           'comparable_starts', 'speed_table', 'fits_table', 'pairs_table']
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #4135434c
 import datetime, importlib.metadata, platform, re
@@ -343,14 +343,20 @@ def ratio_ranges(
     )
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #38cb3454
+def comparable_starts(
+    starts: list[dict[str, Any]],  # of benchmark.json
+) -> list[dict[str, Any]]:
+    "Select the starts of the machine, model and number of threads of the last one."
+    same = ("device", "torch", "threads", "setting")
+    return [s for s in starts if all(s[k] == starts[-1][k] for k in same)]
+
+
 def speed_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the ratios over the starts of one machine, and what does not depend on the machine."
-    run, starts = runs[0], runs[0]["starts"]
-    same = ("device", "torch", "threads", "setting")
-    table = ratio_ranges([s for s in starts if all(s[k] == starts[-1][k] for k in same)])
+    run = runs[0]
     rows = [
         [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days)]
-        for r in table.itertuples()
+        for r in ratio_ranges(comparable_starts(run["starts"])).itertuples()
     ]
     blocks = [markdown_table(["ratio", "median", "range", "starts", "of them quiet", "days"], rows)]
     if "step" in run:

@@ -138,7 +138,8 @@ def check_same_config(
     path: str | Path,  # named in the message
 ) -> None:
     "Raise ValueError, with the difference, when a run would resume under other settings."
-    saved = {k: getattr(Recipe(), k) for k in now if k in FIELDS} | saved  # what is newer than the checkpoint
+    default = Recipe()
+    saved = {k: getattr(default, k) for k in now if k in FIELDS} | saved  # what is newer than the checkpoint
     names = [k for k in sorted({*saved, *now}) if saved.get(k) != now.get(k)]
     difference = "; ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in names)
     if names:
