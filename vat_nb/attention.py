@@ -42,14 +42,14 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, N, D] tokens that give the queries
-        mask: Tensor,  # [B, M] bool, True where a key is real
+        mask: Tensor | None,  # [B, M] bool, True where a key is real; None where all are, which a GPU computes faster
         kv: Tensor | None = None,  # [2, B, h, M, d] from `keys_values`; None attends to x
     ) -> Tensor:  # [B, N, D]
         if kv is None:  # one large product is faster than two
             qkv = F.linear(x, torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias]))
-            q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+            q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in qkv.chunk(3, -1))
         else: q, (k, v) = self.queries(x), kv
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None])
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
     def weights(self, x: Tensor, mask: Tensor, kv: Tensor | None = None) -> Tensor:  # [B, h, N, M], rows sum to 1
@@ -81,9 +81,9 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,  # [B, N, D]
-        mask: Tensor,  # [B, N] bool
+        mask: Tensor | None,  # [B, N] bool; None where all are real
         kv: Tensor | None = None,  # keys and values of the context, from `self.cross_attn.keys_values`
-        context_mask: Tensor | None = None,  # [B, M] bool
+        context_mask: Tensor | None = None,  # [B, M] bool; None where all are real
         query_slice: slice = slice(None),  # tokens whose output is needed
     ) -> Tensor:  # [B, N, D], or fewer tokens with `query_slice`
         y = self.norm1(x)
@@ -160,13 +160,14 @@ class TransformerEncoder(nn.Module):
         self,
         x: Tensor,  # [B, N, D] patches with their positions
         mask: Tensor,  # [B, N] bool
+        full: bool = False,  # all are known to be real
     ) -> Tokens:  # N + 1 tokens
         x = torch.cat([self.cls.to(x.dtype).expand(x.shape[0], -1, -1), x], 1)
         mask = torch.cat([mask.new_ones(x.shape[0], 1), mask], 1)
-        for block in self.blocks: x = block.call_compiled(x, mask)
+        for block in self.blocks: x = block.call_compiled(x, None if full else mask)
         x = self.norm(x)
         if self.pooled: x = torch.cat([x[:, :1] + masked_mean(x[:, 1:], mask[:, 1:])[:, None], x[:, 1:]], 1)
-        return Tokens(x, mask)
+        return Tokens(x, mask, full)
 
 # %% ../nbs/1_method/03_attention.ipynb #9f7829db
 def attention_blocks(

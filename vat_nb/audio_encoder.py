@@ -144,6 +144,7 @@ class AudioEncoder(nn.Module):
         audio: Tensor,  # [B, S] int16, or float in -1..1
         audio_mask: Tensor,  # [B, S] bool
         mask_positions: Tensor | None = None,  # [B, N] bool, True where a patch is replaced by the mask token
+        full: bool = False,  # every sample is known to be real
     ) -> Tokens:  # [CLS], then moments x bands
         mel, column_mask = self.logmel(audio, audio_mask)
         if self.training and any(self.masking): mel = spec_augment(mel, column_mask, *self.masking)
@@ -151,9 +152,9 @@ class AudioEncoder(nn.Module):
         if self.stem is not None:
             if mask_positions is not None: patches = patches.masked_fill(mask_positions[..., None], 0)
             patches = self.stem_patches(patches, column_mask)
-        x = self.embed(patches.to(self.embed.weight.dtype))
+        x = self.embed(patches.to(self.spatial_pos.dtype))
         if mask_positions is not None: x = torch.where(mask_positions[..., None], self.mask_token.to(x.dtype), x)
         moments = torch.arange(x.shape[1] // self.bands, device=x.device) + 0.5
         temporal_pos = sine_positions(moments * self.patch[1] * HOP / SAMPLE_RATE, self.dim)
         position = rearrange(temporal_pos[:, None] + self.spatial_pos[None], "t n d -> (t n) d")
-        return self.stack(x + position.to(x.dtype), mask)
+        return self.stack(x + position.to(x.dtype), mask, full)

@@ -202,7 +202,7 @@ def drop_modality(
     chance, coin = torch.rand(2, len(batch.index)).to(batch.video_mask.device)
     drop, is_video = batch.has_both & (chance < p), coin < 0.5
     return batch._replace(
-        video_mask=batch.video_mask & ~(drop & is_video)[:, None],
+        video_full=False, audio_full=False, video_mask=batch.video_mask & ~(drop & is_video)[:, None],
         audio_mask=batch.audio_mask & ~(drop & ~is_video)[:, None],
     )
 
@@ -248,6 +248,9 @@ class Augment(NamedTuple):
     def __call__(self, batch: Batch) -> Batch:
         "Return another variation of the batch."
         if not any(self): return batch
-        audio, audio_mask = augment_audio(batch.audio, batch.audio_mask, self.wave)
-        video = blur_video(augment_video(batch.video, self.image), self.blur)
-        return drop_modality(batch._replace(video=video, audio=audio, audio_mask=audio_mask), self.drop)
+        with torch.autocast(batch.audio.device.type, enabled=False):  # samples have more digits than bf16
+            audio, audio_mask = augment_audio(batch.audio, batch.audio_mask, self.wave)
+            video = blur_video(augment_video(batch.video, self.image), self.blur)
+        full = batch.audio_full and not self.wave  # another speed is another length
+        batch = batch._replace(video=video, audio=audio, audio_mask=audio_mask, audio_full=full)
+        return drop_modality(batch, self.drop)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from matplotlib.axes import Axes
 from torch import Tensor
-from .types import Batch
+from .types import Batch, Tokens
 from .model import VAT
 from .plotting import plot_logmel
 
@@ -68,9 +68,10 @@ def predict_masked_audio(
     "Mask patches of the audio and predict them with student and teacher."
     with torch.no_grad(): patches, real = student.audio.patches(*student.audio.logmel(batch.audio, batch.audio_mask))
     if masked is None: masked = sample_mask(real, rate)
-    prediction = student.reconstruct(video[0], student.audio(batch.audio, batch.audio_mask, masked))
+    def encode_masked(model: VAT) -> Tokens: return model.audio(batch.audio, batch.audio_mask, masked, batch.audio_full)
+    prediction = student.reconstruct(video[0], encode_masked(student))
     if teacher is None: return MaskedPrediction(prediction, patches, masked, None)
-    with torch.no_grad(): soft = teacher.reconstruct(video[1], teacher.audio(batch.audio, batch.audio_mask, masked))
+    with torch.no_grad(): soft = teacher.reconstruct(video[1], encode_masked(teacher))
     return MaskedPrediction(prediction, patches, masked, soft)
 
 # %% ../nbs/1_method/12_masked_audio.ipynb #5315e999

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from .types import Batch, Tokens, upcast
 from .audio_encoder import AudioEncoder
+from .video_encoder import VideoEncoder
 from .attention import Block
 
 # %% ../nbs/1_method/07_model.ipynb #eadf68e3
@@ -21,6 +22,7 @@ class VideoKV(NamedTuple):
     "Video tokens, with their keys and values for each layer of the fusion."
     hidden: Tensor  # [V, M, D]
     mask: Tensor  # [V, M] bool, True where real
+    full: bool  # all are known to be real
     kv: tuple[Tensor, ...]  # [2, V, h, M, d] of each layer
 
 # %% ../nbs/1_method/07_model.ipynb #08ea66e0
@@ -51,12 +53,13 @@ class Fusion(nn.Module):
         cls_only: bool = True,  # the last layer computes [CLS] alone
     ) -> Tokens:  # P clips, one token each, or with `cls_only=False` as many as the audio has
         video_rows, audio_rows = pairs if pairs is not None else (slice(None), slice(None))
-        x, mask, context_mask = audio.hidden[audio_rows], audio.mask[audio_rows], video.mask[video_rows]
+        x, mask = audio.hidden[audio_rows], audio.mask[audio_rows]
+        key_mask, context_mask = None if audio.full else mask, None if video.full else video.mask[video_rows]
         for i, block in enumerate(self.blocks):
             kv = video.kv[i] if isinstance(video, VideoKV) else block.cross_attn.keys_values(video.hidden)
             query_slice = slice(0, 1) if cls_only and i == len(self.blocks) - 1 else slice(None)
-            x = block.call_compiled(x, mask, kv[:, video_rows], context_mask, query_slice)
-        return Tokens(self.norm(x), mask[:, :x.shape[1]])
+            x = block.call_compiled(x, key_mask, kv[:, video_rows], context_mask, query_slice)
+        return Tokens(self.norm(x), mask[:, :x.shape[1]], audio.full)
 
     @torch.no_grad()
     def attention(self, video: Tokens, audio: Tokens) -> Tensor:  # [L, B, h, N, M]
@@ -210,8 +213,10 @@ class VAT(nn.Module):
             v, a = video_encoder.summarise(*video_input), audio_encoder.summarise(*audio_input)
             statistics = dict(video=v, audio=a, fused=torch.cat([v, a], 1))
         else:
-            video = self.video(*video_input, drop) if drop else self.video(*video_input)
-            audio = self.audio(*audio_input)
+            from_scratch = isinstance(self.video, VideoEncoder)
+            video = self.video(*video_input, drop, batch.video_full) if from_scratch else self.video(*video_input)
+            from_scratch = isinstance(self.audio, AudioEncoder)
+            audio = self.audio(*audio_input, full=batch.audio_full) if from_scratch else self.audio(*audio_input)
         video_embed = F.normalize(upcast(self.video_proj(video.cls)), dim=-1)
         audio_embed = F.normalize(upcast(self.audio_proj(audio.cls)), dim=-1)
         return EncoderOutput(video, audio, video_embed, audio_embed, statistics)

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['OptimConfig', 'lr_schedule', 'step_rates', 'make_optimizer', 'DataReadError', 'safe_iter', 'has_free_core',
-           'read_ahead', 'microbatches', 'seed_step', 'StepGradients', 'compute_gradients', 'clip_step', 'sum_outputs',
-           'chunk', 'out_of_memory', 'StepRunner', 'EpochState', 'check_skips', 'epoch_log', 'take_step', 'train_epoch']
+           'read_ahead', 'microbatches', 'seed_step', 'CastWeights', 'low_precision_weights', 'StepGradients',
+           'compute_gradients', 'clip_step', 'sum_outputs', 'note_full', 'chunk', 'out_of_memory', 'StepRunner',
+           'EpochState', 'check_skips', 'epoch_log', 'take_step', 'train_epoch']
 
 # %% ../nbs/1_method/18_train_loop.ipynb #19a81c9f
 import math, time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 import numpy as np, torch
 from accelerate import Accelerator, skip_first_batches
 from joblib import cpu_count
@@ -128,6 +129,45 @@ def seed_step(*key: int) -> None:  # seed of the run, step, batch of the step, .
     "Seed the next draws with their place in the run."
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
+# %% ../nbs/1_method/18_train_loop.ipynb #90b1254f
+class CastWeights(torch.autograd.Function):
+    "Convert weights to another precision all at once, and their gradients back."
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)  # a weight that no loss reads has no gradient, and does not decay
+        return tuple(_convert(weights, dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        converted = iter(_convert([g for g in grads if g is not None], torch.float32))
+        return None, *(g if g is None else next(converted) for g in grads)
+
+
+def _convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    copies = [torch.empty_like(x, dtype=dtype) for x in tensors]
+    if copies: torch._foreach_copy_(copies, tensors)
+    return copies
+
+
+@contextmanager
+def low_precision_weights(
+    model: nn.Module,
+    accelerator: Accelerator,  # in fp32, and with several processes, whose gradients wait for theirs, nothing changes
+) -> Iterator[None]:
+    "Put converted copies in the place of the weights that autocast would convert at each use."
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    places = [(m._parameters, name, p) for m in layers for name, p in m._parameters.items() if p is not None]
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision)
+    if dtype is None or process_count() > 1: places = []
+    for trained in (True, False):
+        part = [place for place in places if place[2].requires_grad == trained]
+        copies = CastWeights.apply(dtype, *(p for _, _, p in part)) if part else ()
+        for (parameters, name, _), converted in zip(part, copies): parameters[name] = converted
+    try: yield
+    finally:
+        for parameters, name, p in places: parameters[name] = p
+
 # %% ../nbs/1_method/18_train_loop.ipynb #1cb8d1da
 class StepGradients(NamedTuple):
     "What the computation of a step returns, beside the gradients in the weights."
@@ -147,17 +187,18 @@ def compute_gradients(
     "Compute loss and gradients of a step."
     # a second process draws as a second batch would
     places = [i * process_count() + process_rank() for i in range(len(batches))]
-    views = []
-    for place, batch in zip(places, batches):
-        seed_step(*key, place, 0)
-        views.append(objective.teacher_forward(batch, alpha))
-    contexts, outputs = objective.gather(views), []
-    for place, context in zip(places, contexts):
-        seed_step(*key, place, 1)
-        last = config.shard_encoders or place == places[-1]
-        with nullcontext() if last else accelerator.no_sync(wrapped):  # gradients are averaged once per step
-            outputs.append(wrapped(context, alpha))
-            accelerator.backward(outputs[-1].loss)
+    views, outputs = [], []
+    with low_precision_weights(objective, accelerator):
+        for place, batch in zip(places, batches):
+            seed_step(*key, place, 0)
+            with accelerator.autocast(): views.append(objective.teacher_forward(batch, alpha))  # `wrapped` has its own
+        contexts = objective.gather(views)
+        for place, context in zip(places, contexts):
+            seed_step(*key, place, 1)
+            last = config.shard_encoders or place == places[-1]
+            with nullcontext() if last else accelerator.no_sync(wrapped):  # gradients are averaged once per step
+                outputs.append(wrapped(context, alpha))
+                accelerator.backward(outputs[-1].loss)
     return StepGradients(sum_outputs(outputs), clip_step(objective, accelerator, config), contexts)
 
 # %% ../nbs/1_method/18_train_loop.ipynb #e29f0608
@@ -185,6 +226,11 @@ def sum_outputs(outputs: list[StepOutput]) -> StepOutput:
     return StepOutput(loss, parts, weights)
 
 # %% ../nbs/1_method/18_train_loop.ipynb #aae7c391
+def note_full(batch: Batch) -> Batch:
+    "Note whether each stream is real throughout: attention without a mask is faster on a GPU."
+    return batch._replace(video_full=bool(batch.video_mask.all()), audio_full=bool(batch.audio_mask.all()))
+
+
 def chunk(batch: Batch, number: int) -> list[Batch]:
     "Cut a batch into parts, as even as they go."
     if number == 1: return [batch]
@@ -219,6 +265,8 @@ class StepRunner:
         "Compute the gradients of a step. Raises MemoryError when a batch is too large for the device."
         accelerator, config = self.accelerator, self.config
         key, device = (self.seed, step), accelerator.device
+        # on a CPU the mask costs nothing
+        if device.type != "cpu": batches = [note_full(b) for b in batches]
         while True:
             pieces = [p.to(device, non_blocking=True) for b in batches for p in chunk(b, self.parts)]
             try: return compute_gradients(self.objective, self.wrapped, pieces, alpha, accelerator, config, key)

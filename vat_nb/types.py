@@ -6,7 +6,9 @@
 from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
-if TYPE_CHECKING: from torch import Tensor
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from torch import Tensor
 
 # %% auto #0
 __all__ = ['SAMPLE_RATE', 'Clip', 'lengths_mask', 'masked_mean', 'upcast', 'Batch', 'Tokens', 'StepOutput', 'EpochLog']
@@ -61,14 +63,19 @@ class Batch(NamedTuple):
     labels: Tensor  # [B] class index, -100 where unlabelled
     targets: Tensor  # [B, K] continuous targets, NaN where unlabelled
     index: Tensor  # [B] row of each clip in its list of clips; equal rows are the same clip
+    video_full: bool = False  # every frame is known to be real, so that attention needs no mask
+    audio_full: bool = False  # and every sample
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
         "Move the batch to another device."
-        return Batch(*(x.to(device, non_blocking=non_blocking) for x in self))
+        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def select(self, rows: Tensor) -> "Batch":  # rows: [B] bool, or indices
         "Select rows."
-        return Batch(*(x[rows] for x in self))
+        return self._map(lambda x: x[rows])
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(x if isinstance(x, bool) else change(x) for x in self))
 
     @property
     def has_both(self) -> Tensor:  # [B] bool
@@ -80,6 +87,7 @@ class Tokens(NamedTuple):
     "Hidden states of an encoder; token 0 is [CLS] and is always valid."
     hidden: Tensor  # [B, N, D]
     mask: Tensor  # [B, N] bool, True where real
+    full: bool = False  # all are known to be real, so that attention needs no mask
 
     @property
     def cls(self) -> Tensor:  # [B, D]

@@ -69,7 +69,7 @@ class VideoEncoder(nn.Module):
     def tubelets(self, video: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]
         "Cut normalised pixels, or the stem's features of them, into boxes; what is not real is zero."
         scale = 4 if video.is_floating_point() else 4 / 255
-        video = video.to(self.embed.weight.dtype, copy=True).mul_(scale).sub_(2)  # -2..2, in place
+        video = video.to(self.spatial_pos.dtype, copy=True).mul_(scale).sub_(2)  # -2..2, in place
         video = self.stem(video.flatten(0, 1)).unflatten(0, video_mask.shape)
         video = torch.where(video_mask[:, :, None, None, None], video, 0)
         pad = -video.shape[1] % self.tubelet
@@ -86,6 +86,7 @@ class VideoEncoder(nn.Module):
         video: Tensor,  # [B, T, 3, H, W] uint8, or float in 0..1
         video_mask: Tensor,  # [B, T] bool
         drop: float = 0.0,  # share of the tubelets that are left out, see `drop_tokens`
+        full: bool = False,  # every frame is known to be real
     ) -> Tokens:  # [CLS], then moments x rows x columns, or with `drop` those that stay, in any order
         boxes, mask = self.tubelets(video, video_mask)
         moments = torch.arange(boxes.shape[1] // self.grid ** 2, device=boxes.device) + 0.5
@@ -96,4 +97,4 @@ class VideoEncoder(nn.Module):
             boxes = boxes.gather(1, indices[..., None].expand(-1, -1, boxes.shape[2]))
             position = nn.functional.embedding(indices, position)
         x = self.embed(boxes)
-        return self.stack(x + position.to(x.dtype), mask)
+        return self.stack(x + position.to(x.dtype), mask, full)

@@ -119,7 +119,9 @@ def later(
     shifted = batch._replace(video=video, video_mask=video_mask, audio=audio, audio_mask=audio_mask)
     has_video = video_mask.any(1) | ~batch.video_mask.any(1)
     lasts = has_video & (audio_mask.any(1) | ~batch.audio_mask.any(1))
-    return Batch(*(torch.where(lasts.view(-1, *[1] * (x.dim() - 1)), s, x) for s, x in zip(shifted, batch)))
+    def choose(s, x): return torch.where(lasts.view(-1, *[1] * (x.dim() - 1)), s, x)
+    streams = ("video", "video_mask", "audio", "audio_mask")
+    return batch._replace(**{k: choose(getattr(shifted, k), getattr(batch, k)) for k in streams})
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #6fa3f1a0
 def predict_views(

@@ -240,8 +240,8 @@ def matching_matrix(
     batch = loader.collate_fn([loader.dataset[row, 0] for row in range(n)])
     model.eval()
     chunks = [model.encode(batch.select(slice(i, i + size)).to(device)) for i in range(0, n, size)]
-    video = Tokens(*map(torch.cat, zip(*(e.video for e in chunks))))
-    audio = Tokens(*map(torch.cat, zip(*(e.audio for e in chunks))))
+    def join(tokens): return Tokens(torch.cat([t.hidden for t in tokens]), torch.cat([t.mask for t in tokens]))
+    video, audio = join([e.video for e in chunks]), join([e.audio for e in chunks])
     probs = []
     for i in range(0, n, rows):
         queries = Tokens(video.hidden[i:i + rows], video.mask[i:i + rows])

@@ -366,7 +366,23 @@ def speed_table(runs: list[dict[str, Any]]) -> str:
         ]
         names = ["each change adds to those before", "peak memory (MiB)", "operations", "waits of the host"]
         blocks.append(markdown_table(names, counts))
+    if "table" in run.get("gpu", {}): blocks.append(_gpu_table(run))
     return "\n\n".join(blocks)
+
+
+def _gpu_table(run: dict[str, Any]) -> str:
+    "Tabulate the epochs on a GPU."
+    rows = [
+        [r["stage"] + (", compiled" if r["compiled"] else ""), f"{r['ms']:.0f}", f"{r['MFU']:.2f}",
+         f"{r['clips_per_s']:.0f}", f"{r['peak_GiB']:.1f}"]
+        for r in run["gpu"]["table"]
+    ]
+    names = ["", "ms of a step", "MFU", "clips per second", "GiB"]
+    text = (
+        f"{run['device']}, bf16, {run['gpu']['batch']} clips in a step; matrix products reach "
+        f"{run['gpu']['peak_TFLOP_per_s']:.0f} TFLOP/s."
+    )
+    return "\n\n".join([markdown_table(names, rows), text])
 
 
 def fits_table(runs: list[dict[str, Any]]) -> str:

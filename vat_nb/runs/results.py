@@ -150,6 +150,11 @@ OTHER_STUDIES = (
         "runs/speed/benchmark.json", speed_table,
     ),
     Study(
+        "gpu", "On a GPU",
+        'make benchmark STARTS=5 P="-p parts step,gpu,loader -p device cuda -p output_dir runs/gpu"',
+        "runs/gpu/benchmark.json", speed_table,
+    ),
+    Study(
         "memory", "What fits into memory", 'make benchmark P="-p parts memory -p output_dir runs/memory"',
         "runs/memory/benchmark.json", fits_table,
     ),
