@@ -278,6 +278,7 @@ def shares_table(runs: list[dict[str, Any]]) -> str:
     worth = lines(run["worth"], "part", difference_text)
     names = ["share of labels", *(f"{s:.0%}" for s in shares)]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    if run.get("demos"): size = f"{run['clips']} scored clips of {run['demos']} demos, each with people of its own."
     return "\n\n".join([markdown_table(names, scores), markdown_table(names, worth), size])
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #8320eed7
