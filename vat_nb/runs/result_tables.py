@@ -279,7 +279,11 @@ def shares_table(runs: list[dict[str, Any]]) -> str:
     names = ["share of labels", *(f"{s:.0%}" for s in shares)]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
     if run.get("demos"): size = f"{run['clips']} scored clips of {run['demos']} demos, each with people of its own."
-    return "\n\n".join([markdown_table(names, scores), markdown_table(names, worth), size])
+    blocks = [markdown_table(names, scores), markdown_table(names, worth)]
+    if "heads" in run:
+        heads = [[name, *map(interval_text, row.values())] for name, row in run["heads"]["rows"].items()]
+        blocks.append(markdown_table([f"heads, {run['heads']['share']:.0%} of the labels", *HEADS], heads))
+    return "\n\n".join([*blocks, size])
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #8320eed7
 def layers_table(runs: list[dict[str, Any]]) -> str:
