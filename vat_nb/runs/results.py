@@ -65,7 +65,7 @@ DEMO_STUDIES = (
         "runs/demo/causes.json", causes_table,
     ),
     Study(
-        "demo_ladder", "The demo, part by part", 'make ablation P="-p pretrain_epochs 5 -p epochs 10"',
+        "demo_ladder", "The demo, part by part", 'make ablation P="-p seeds 5 -p pretrain_epochs 5 -p epochs 10"',
         "runs/demo/ablation.json", ladder_table,
     ),
     Study(
