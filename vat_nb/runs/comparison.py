@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'run_key', 'scored_clips', 'prediction_files', 'run_recipe', 'train_side_by_side']
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #1d9f8135
-import hashlib, io, json, torch
+import hashlib, io, json, psutil, torch
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
@@ -100,9 +100,11 @@ def train_side_by_side(
     groups: dict[tuple[Path, str], list[Recipe]] = {}
     for data, recipe, folder in runs:
         if not all(f.exists() for f in prediction_files(data, recipe, folder, conditions).values()):
-            groups.setdefault((folder, run_key(recipe, "pretrain")), []).append(recipe)
-    if len(groups) < 2: return
-    processes = min(cpu_count(), len(groups))
+            shared = STAGES[:1] if recipe.pretrain_epochs else STAGES
+            groups.setdefault((folder, run_key(recipe, *shared)), []).append(recipe)
+    room = int(psutil.virtual_memory().available // 2e9)  # processes of 2 GB each
+    processes = min(cpu_count(), len(groups), room)
+    if processes < 2: return
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         jobs = [
             pool.submit(_train_group, recipes, folder, conditions, cpu_count() // processes)
