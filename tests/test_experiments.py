@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from conftest import PROJECT
 from test_faults import FAST, papermill
@@ -219,3 +220,27 @@ def test_one_line_predicts(small_release, tmp_path):
     said = pd.read_csv(tmp_path / "said.csv")
     assert said["status"].tolist() == ["ok", "failed"] and said["emotion"].isna().tolist() == [False, True]
     assert np.isclose(said.filter(like="p(").loc[0].sum(), 1, atol=1e-5)
+
+
+SIDE_BY_SIDE = """
+import os, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from vat_nb.runs.comparison import _end_with_parent
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(1, get_context("spawn"), _end_with_parent)
+    print(pool.submit(os.getpid).result(), flush=True)
+    pool.submit(time.sleep, 600)
+    time.sleep(600)
+"""
+
+
+def test_runs_side_by_side_end_with_a_killed_notebook(tmp_path):
+    script = tmp_path / "side_by_side.py"
+    script.write_text(SIDE_BY_SIDE)
+    parent = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
+    worker = psutil.Process(int(parent.stdout.readline()))
+    parent.kill()
+    parent.wait()
+    worker.wait(timeout=60)  # raises where it lives on

@@ -6,12 +6,13 @@
 __all__ = ['STAGES', 'run_key', 'scored_clips', 'prediction_files', 'run_recipe', 'train_side_by_side']
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #1d9f8135
-import hashlib, io, json, psutil, torch
+import hashlib, io, json, os, psutil, torch
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from accelerate import Accelerator
 from joblib import cpu_count
 from tqdm.auto import tqdm
@@ -105,7 +106,7 @@ def train_side_by_side(
     room = int(psutil.virtual_memory().available // 2e9)  # processes of 2 GB each
     processes = min(cpu_count(), len(groups), room)
     if processes < 2: return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
         jobs = [
             pool.submit(_train_group, recipes, folder, conditions, cpu_count() // processes)
             for (folder, _), recipes in groups.items()
@@ -113,6 +114,14 @@ def train_side_by_side(
         try:
             for job in tqdm(as_completed(jobs), "runs side by side", len(jobs), unit="pretraining"): job.result()
         finally: pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    "End this process as soon as the one that started it is gone, killed for example."
+    def watch() -> None:
+        parent_process().join()
+        os._exit(1)
+    Thread(target=watch, daemon=True).start()
 
 
 def _train_group(recipes: list[Recipe], folder: Path, conditions: tuple[Condition, ...], threads: int) -> None:
