@@ -156,10 +156,12 @@ def low_precision_weights(
     accelerator: Accelerator,  # in fp32, and with several processes, whose gradients wait for theirs, nothing changes
 ) -> Iterator[None]:
     "Put converted copies in the place of the weights that autocast would convert at each use."
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision)
+    if dtype is None or process_count() > 1:
+        yield
+        return
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     places = [(m._parameters, name, p) for m in layers for name, p in m._parameters.items() if p is not None]
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(accelerator.mixed_precision)
-    if dtype is None or process_count() > 1: places = []
     for trained in (True, False):
         part = [place for place in places if place[2].requires_grad == trained]
         copies = CastWeights.apply(dtype, *(p for _, _, p in part)) if part else ()
