@@ -68,14 +68,19 @@ class Batch(NamedTuple):
 
     def to(self, device, non_blocking: bool = False) -> "Batch":
         "Move the batch to another device."
-        return self._map(lambda x: x.to(device, non_blocking=non_blocking))
+        return self.map(lambda x: x.to(device, non_blocking=non_blocking))
 
     def select(self, rows: Tensor) -> "Batch":  # rows: [B] bool, or indices
         "Select rows."
-        return self._map(lambda x: x[rows])
+        return self.map(lambda x: x[rows])
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(*(x if isinstance(x, bool) else change(x) for x in self))
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        "Change every tensor."
+        return self._replace(**{name: change(x) for name, x in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        "Name the tensors, without what is known of them."
+        return {name: x for name, x in self._asdict().items() if not isinstance(x, bool)}
 
     @property
     def has_both(self) -> Tensor:  # [B] bool
