@@ -1876,6 +1876,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vat_nb.runs.splits.resolve_faces': ('6_runs/splits.html#resolve_faces', 'vat_nb/runs/splits.py'),
                                     'vat_nb.runs.splits.split_clips': ('6_runs/splits.html#split_clips', 'vat_nb/runs/splits.py'),
                                     'vat_nb.runs.splits.split_unlabelled': ('6_runs/splits.html#split_unlabelled', 'vat_nb/runs/splits.py'),
+                                    'vat_nb.runs.splits.spread': ('6_runs/splits.html#spread', 'vat_nb/runs/splits.py'),
                                     'vat_nb.runs.splits.subsample_labels': ( '6_runs/splits.html#subsample_labels',
                                                                              'vat_nb/runs/splits.py')},
             'vat_nb.sizes': { 'vat_nb.sizes.EncoderSource': ('1_method/sizes.html#encodersource', 'vat_nb/sizes.py'),

@@ -487,7 +487,7 @@ class Layout(NamedTuple):
 
 DEMOS = dict(  # a release's layout -> its demo
     mer23=Layout(
-        MER23.classes, dict(train=300, test1=180, test2=36, test3=840), 3,
+        MER23.classes, dict(train=300, test1=900, test2=36, test3=840), 3,
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
     ),
     muse_mimic=Layout(
@@ -525,7 +525,7 @@ def plan_demo(
             new = "new" if split == "test3" and i % 3 else ""
             file = demo.file.format(split=split, k=len(plans) + 1, new=new) + suffix
             person = seed * 1000 + first + i % people[split]
-            voice = person if own_voice else person + 500  # who is in no split
+            voice = person if own_voice else person + 10_000_000  # who is in no split
             looks = person, voice, emotion, hidden, strength, valence
             plans.append(Plan(Path(file).stem, split, file, *looks, labelled, split in demo.corrupted))
         first += people[split]

@@ -47,7 +47,8 @@ def _train(recipe: Recipe, accelerator: Accelerator, out: Path, folder: Path) ->
     clips, pretrained = split.train + split.unlabelled, folder / "pretrain.safetensors"
     model, callbacks = new_model(recipe, data, clips), lambda stage: None
     if accelerator.is_main_process:
-        snapshot_clips = subsample_clips(data, monitor_clips(data, split), recipe.snapshot_clips)
+        monitor = monitor_clips(data, split, recipe.report_clips)
+        snapshot_clips = subsample_clips(data, monitor, recipe.snapshot_clips)
         callbacks = keep_run(out, data, snapshot_clips, recipe, model)
     if recipe.stage != "finetune" and recipe.pretrain_epochs:
         pretrain(model, data, clips, recipe, accelerator, pretrained, epoch_callback=callbacks("pretrain"))

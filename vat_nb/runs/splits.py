@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HELD_SPLITS', 'check_recipe', 'resolve_faces', 'build_accelerator', 'reading', 'prepare_store', 'is_labelled',
-           'drop_labels', 'subsample_labels', 'Split', 'monitor_clips', 'has_both', 'check_pseudo', 'split_clips',
-           'split_unlabelled', 'clip_weights', 'counted_clips', 'audit_hash']
+           'drop_labels', 'subsample_labels', 'Split', 'spread', 'monitor_clips', 'has_both', 'check_pseudo',
+           'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audit_hash']
 
 # %% ../../nbs/6_runs/00_splits.ipynb #3f0d0af0
-import hashlib
+import hashlib, math
 import numpy as np, pandas as pd
 from dataclasses import replace
 from functools import lru_cache
@@ -130,11 +130,23 @@ class Split(NamedTuple):
     held: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
 
 
-def monitor_clips(data: Store, split: Split) -> list[Clip]:
-    "Choose clips with video and audio for snapshots: of the first scored split that has any, else of the others."
+def spread(
+    clips: list[Clip],
+    most: int,  # clips
+) -> list[Clip]:
+    "Take every n-th clip, so that at most so many are left."
+    return clips[:: math.ceil(len(clips) / most) or 1]
+
+
+def monitor_clips(
+    data: Store,
+    split: Split,
+    most: int,  # clips
+) -> list[Clip]:
+    "Choose clips with video and audio to measure alignment: of the first scored split that has any, else of others."
     tests = (filter(is_labelled, data.usable(name)) for name in split.tests)
     for clips in (split.held, *tests, split.valid, split.train):
-        if pairs := [c for c in clips if has_both(data, c)]: return pairs
+        if pairs := [c for c in clips if has_both(data, c)]: return spread(pairs, most)
     return []
 
 

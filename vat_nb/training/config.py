@@ -208,6 +208,9 @@ class RunSettings:
         10.0, "minutes from one checkpoint to the next within an epoch; there is also one after each")
     snapshot_clips: int = setting(
         60, "clips of which the run keeps a copy, and the model's predictions as it learnt; 0 keeps none")
+    report_clips: int = setting(
+        500, "most clips by which alignment and robustness are measured, spread over the split; the more there are, "
+        "the harder it is to recall the right one", low=1)
     noise_dir: str | None = setting(
         None, "folder of noise for the robustness report, such as MUSAN; None mixes the audio of training clips")
     num_workers: int = setting(2, "processes that load clips")
