@@ -1328,6 +1328,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'vat_nb/look/attention_panel.py'),
                                              'vat_nb.look.attention_panel.face_html': ( '7_look/attention_panel.html#face_html',
                                                                                         'vat_nb/look/attention_panel.py'),
+                                             'vat_nb.look.attention_panel.film_bytes': ( '7_look/attention_panel.html#film_bytes',
+                                                                                         'vat_nb/look/attention_panel.py'),
                                              'vat_nb.look.attention_panel.film_html': ( '7_look/attention_panel.html#film_html',
                                                                                         'vat_nb/look/attention_panel.py'),
                                              'vat_nb.look.attention_panel.png_bytes': ( '7_look/attention_panel.html#png_bytes',

@@ -9,19 +9,19 @@ __all__ = ['KEPT', 'MODELS', 'MAX_MATCH_CLIPS', 'pair_film', 'plot_pairs', 'subs
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #69b4c14c
 import hashlib, html, io, math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
 from pathlib import Path
-import anywidget, av, ipywidgets, matplotlib.pyplot as plt, numpy as np, torch, traitlets
+import anywidget, ipywidgets, matplotlib.pyplot as plt, numpy as np, torch, traitlets
 from fastcore.basics import patch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.special import softmax
 from torch.utils.data import DataLoader
-from ..types import SAMPLE_RATE, Clip
+from ..types import Clip
 from ..data.decoding import decode_jpegs
 from ..data.speaker_norm import speaker_normalization
 from ..data.store import Store
 from ..encoders.inputs import build_loader
+from .attention_panel import film_bytes
 from .controls import Controls, aligned
 from vat_nb.look.embedding_space import (
     METHODS, ORDERS, change_similarity, clip_order, embedding_metrics, group_names, hard_pairs, map_points,
@@ -39,25 +39,10 @@ def pair_film(
     audio: Clip,  # gives the audio
 ) -> bytes:  # an mp4 (H.264, AAC); no bytes where there is neither
     "Encode the video of one clip with the audio of another."
-    media, wave, out = store.media(video), store.media(audio).audio, io.BytesIO()
+    media, wave = store.media(video), store.media(audio).audio
     if not media.jpegs and not len(wave): return b""
     frames = decode_jpegs(media.jpegs) if media.jpegs else np.zeros((1, 16, 16, 3), np.uint8)
-    fps = Fraction(store.settings["fps"]).limit_denominator(1000)
-    with av.open(out, "w", format="mp4") as film:
-        v = film.add_stream("libx264", rate=fps, options=dict(preset="ultrafast", crf="18"))
-        a = film.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
-        v.height, v.width = (n // 2 * 2 for n in frames.shape[1:3])  # H.264 wants even sides
-        v.pix_fmt = "yuv420p"
-        for x in frames:
-            image = np.ascontiguousarray(x[:v.height, :v.width])
-            film.mux(v.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        film.mux(v.encode())
-        if len(wave):
-            samples = av.AudioFrame.from_ndarray(wave[None], "s16", "mono")
-            samples.sample_rate = SAMPLE_RATE
-            film.mux(a.encode(samples))
-        film.mux(a.encode())
-    return out.getvalue()
+    return film_bytes(frames, wave, store.settings["fps"], frames.shape[1] // 2 * 2)
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #82049331
 def plot_pairs(
