@@ -65,23 +65,20 @@ DEMO_STUDIES = (
         "runs/demo/causes.json", causes_table,
     ),
     Study(
-        "demo_ladder", "The demo, part by part", 'make ablation P="-p seeds 5 -p pretrain_epochs 5 -p epochs 10"',
-        "runs/demo/ablation.json", ladder_table,
+        "demo_ladder", "The demo, part by part", "make ablation", "runs/demo/ablation.json", ladder_table,
     ),
     Study(
-        "demo_shares", "The demo, by share of labels",
-        'make semisupervised P="-p seeds 10 -p shares [0.1,0.25,1.0] -p ways \\"plain, pretrained\\""',
-        "runs/demo/semisupervised.json", shares_table,
+        "demo_shares", "The demo, by share of labels", "make semisupervised", "runs/demo/semisupervised.json",
+        shares_table,
     ),
     Study(
         "demos_shares", "Five demos with other people, by share of labels",
         'make semisupervised P="-p demos 5 -p seed 1 -p seeds 1 -p shares [0.1,0.25,1.0] '
-        '-p ways \\"plain, pretrained\\" -p output_dir runs/demos"',
+        '-p ways plain,pretrained -p output_dir runs/demos"',
         "runs/demos/semisupervised.json", shares_table,
     ),
     Study(
-        "demo_audit", "The demo, the audit", 'make audit P="-p pretrain_epochs 5"', "runs/demo/audit/audit.json",
-        audit_table,
+        "demo_audit", "The demo, the audit", "make audit", "runs/demo/audit/audit.json", audit_table,
     ),
 )
 
