@@ -68,8 +68,8 @@ DEMO_STUDIES = (
         "demo_ladder", "The demo, part by part", "make ablation", "runs/demo/ablation.json", ladder_table,
     ),
     Study(
-        "demo_shares", "The demo, by share of labels", "make semisupervised", "runs/demo/semisupervised.json",
-        shares_table,
+        "demo_shares", "The demo, by share of labels",
+        'make semisupervised P="-p seeds 10 -p ways plain,pretrained"', "runs/demo/semisupervised.json", shares_table,
     ),
     Study(
         "demos_shares", "Five demos with other people, by share of labels",
