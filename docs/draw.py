@@ -16,6 +16,7 @@ from vat_nb.plotting import save_figure, set_style
 from vat_nb.data.demo_data import people_seen
 from vat_nb.training.checkpoint import load_weights
 from vat_nb.runs.splits import spread
+from vat_nb.training.config import read_recipe
 from vat_nb.training.fit import student_weights
 
 TOP = Path(__file__).resolve().parents[1]
@@ -80,7 +81,7 @@ def plot_by_person(run, release, store):  # a run of the demo, its release, its 
     "The alignment matrix of the demo's first test split after pretraining: by emotion, and by who is seen and heard."
     data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
-    clips = spread(data.usable("test1"), 180)  # of 60 people
+    clips = spread(data.usable("test1"), read_recipe("demo").report_clips)
     p = predict(known.model, make_loader(data, clips, known.recipe.num_frames, batch_size=16))
     who = people_seen(release, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
