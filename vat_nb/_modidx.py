@@ -1678,6 +1678,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vat_nb.runs.pipeline.predict_clips': ( '6_runs/pipeline.html#predict_clips',
                                                                               'vat_nb/runs/pipeline.py'),
                                       'vat_nb.runs.pipeline.pretrain': ('6_runs/pipeline.html#pretrain', 'vat_nb/runs/pipeline.py'),
+                                      'vat_nb.runs.pipeline.pretrain_augmentation': ( '6_runs/pipeline.html#pretrain_augmentation',
+                                                                                      'vat_nb/runs/pipeline.py'),
                                       'vat_nb.runs.pipeline.schedule': ('6_runs/pipeline.html#schedule', 'vat_nb/runs/pipeline.py'),
                                       'vat_nb.runs.pipeline.stage_settings': ( '6_runs/pipeline.html#stage_settings',
                                                                                'vat_nb/runs/pipeline.py'),

@@ -21,7 +21,8 @@ from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
 from .predictions import Predictions, ranking_metric, predict, score, score_interval, truth
 from vat_nb.evaluation.metrics import (
-    calibration_error, bootstrap_generic, bootstrap_f1, negative_log_likelihood, paired_interval, scores,
+    CLASS_SCORES, bootstrap_f1, bootstrap_generic, calibration_error, negative_log_likelihood, paired_interval,
+    target_scores,
 )
 from ..model import HEADS, VAT
 from ..data.validation import Task
@@ -217,7 +218,8 @@ def _bootstrap_score(predictions: Predictions, task: Task, metric: str, head: st
     y, t, p, v = y[rows], t[rows], predictions.logits[head][rows], predictions.values[head][rows]
     if metric == "f1": return lambda counts: bootstrap_f1(counts, y, p)
     if metric == "combined": return lambda counts: bootstrap_f1(counts, y, p, t, v)
-    return bootstrap_generic(lambda i: scores(y[i], p[i], t[i], v[i])[metric])
+    if metric in CLASS_SCORES: return bootstrap_generic(lambda i: CLASS_SCORES[metric](y[i], p[i]))
+    return bootstrap_generic(lambda i: target_scores(t[i], v[i])[metric])
 
 
 def _sizes(predictions: Predictions, task: Task, metric: str) -> tuple[int, int]:  # clips that are scored, resamples

@@ -103,13 +103,14 @@ def train_side_by_side(
         if not all(f.exists() for f in prediction_files(data, recipe, folder, conditions).values()):
             shared = STAGES[:1] if recipe.pretrain_epochs else STAGES
             groups.setdefault((folder, run_key(recipe, *shared)), []).append(recipe)
+    longest_first = sorted(groups.items(), key=lambda group: -len(group[1]))  # the cores end at the same time
     room = int(psutil.virtual_memory().available // 2e9)  # processes of 2 GB each
     processes = min(cpu_count(), len(groups), room)
     if processes < 2: return
     with ProcessPoolExecutor(processes, get_context("spawn"), _end_with_parent) as pool:
         jobs = [
             pool.submit(_train_group, recipes, folder, conditions, cpu_count() // processes)
-            for (folder, _), recipes in groups.items()
+            for (folder, _), recipes in longest_first
         ]
         try:
             for job in tqdm(as_completed(jobs), "runs side by side", len(jobs), unit="pretraining"): job.result()
