@@ -25,10 +25,11 @@ def augment_video(
 ) -> Tensor:  # the same shape; `video` itself where the strength is 0
     "Crop, mirror, recolour and partly cover each clip, all its frames alike."
     if not strength: return video
-    crop = v2.RandomResizedCrop(video.shape[-2:], scale=(1 - 0.3 * strength, 1), ratio=(0.9, 1.1), antialias=True)
+    scale, ratio = (1 - 0.3 * strength, 1), (1 - 0.1 * strength, 1 + 0.1 * strength)
+    crop = v2.RandomResizedCrop(video.shape[-2:], scale, ratio, antialias=True)
     colour = v2.ColorJitter(*[0.3 * strength] * 3)  # no hue: it costs four times all the rest
     cover = v2.RandomErasing(0.25 * strength, scale=(0.02, 0.12))
-    transform = v2.Compose([crop, v2.RandomHorizontalFlip(), colour, cover])
+    transform = v2.Compose([crop, v2.RandomHorizontalFlip(0.5 * strength), colour, cover])
     return torch.stack([transform(clip) for clip in video])
 
 # %% ../nbs/1_method/04_augmentation.ipynb #8d3dacc9

@@ -66,15 +66,18 @@ class VideoEncoder(nn.Module):
         self.spatial_pos = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 
-    def tubelets(self, video: Tensor, video_mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]
+    def tubelets(
+        self, video: Tensor, video_mask: Tensor, full: bool = False,  # as of `forward`
+    ) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]
         "Cut normalised pixels, or the stem's features of them, into boxes; what is not real is zero."
         scale = 4 if video.is_floating_point() else 4 / 255
         video = video.to(self.spatial_pos.dtype, copy=True).mul_(scale).sub_(2)  # -2..2, in place
         video = self.stem(video.flatten(0, 1)).unflatten(0, video_mask.shape)
-        video = torch.where(video_mask[:, :, None, None, None], video, 0)
-        pad = -video.shape[1] % self.tubelet
-        video, video_mask = nn.functional.pad(video, (0,) * 7 + (pad,)), nn.functional.pad(video_mask, (0, pad))
-        video = rearrange(video, "b t c h w -> b t h w c").contiguous()  # the next line then moves rows of memory
+        # colours together, as the loader leaves them: the boxes are then cut by moving rows of memory
+        video = rearrange(video, "b t c h w -> b t h w c").contiguous()
+        if not full: video = torch.where(video_mask[:, :, None, None, None], video, 0)
+        if pad := -video.shape[1] % self.tubelet:
+            video, video_mask = nn.functional.pad(video, (0,) * 7 + (pad,)), nn.functional.pad(video_mask, (0, pad))
         boxes = rearrange(
             video, "b (t p) (h q) (w r) c -> b (t h w) (p q r c)", p=self.tubelet, q=self.patch, r=self.patch
         )
@@ -88,7 +91,7 @@ class VideoEncoder(nn.Module):
         drop: float = 0.0,  # share of the tubelets that are left out, see `drop_tokens`
         full: bool = False,  # every frame is known to be real
     ) -> Tokens:  # [CLS], then moments x rows x columns, or with `drop` those that stay, in any order
-        boxes, mask = self.tubelets(video, video_mask)
+        boxes, mask = self.tubelets(video, video_mask, full)
         moments = torch.arange(boxes.shape[1] // self.grid ** 2, device=boxes.device) + 0.5
         temporal_pos = sine_positions(moments * self.tubelet / self.fps, self.dim)
         position = rearrange(temporal_pos[:, None] + self.spatial_pos[None], "t n d -> (t n) d")

@@ -10,7 +10,7 @@ __all__ = ['MediaTransform', 'window_starts', 'WindowSampler', 'Sample', 'cut_wi
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
-import cv2, math, os, numpy as np, simplejpeg, torch
+import math, os, numpy as np, simplejpeg, torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
 from torch.utils.data import DataLoader, Dataset, Sampler
 from ..types import SAMPLE_RATE, Batch, Clip, lengths_mask
@@ -83,8 +83,8 @@ def cut_window(
 def _decode(frame: np.ndarray | bytes, pixels: np.ndarray | None = None) -> np.ndarray:  # [H, W, 3]
     "Decode a JPEG, into `pixels` where it fits; pixels stay as they are."
     if not isinstance(frame, bytes): return frame
-    fits = pixels is not None and simplejpeg.decode_jpeg_header(frame)[:2] == pixels.shape[:2]
-    return simplejpeg.decode_jpeg(frame, buffer=pixels if fits else None)
+    try: return simplejpeg.decode_jpeg(frame, buffer=pixels)
+    except ValueError: return simplejpeg.decode_jpeg(frame)  # larger than `pixels`, or broken
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #b211e8d3
 def assign_shards(
@@ -171,17 +171,18 @@ def _pad_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
     t, first = max(1, *map(len, clips)), next((f[0] for f in clips if len(f)), None)
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
-    video, pixels = torch.zeros(len(clips), t, 3, *side, dtype=torch.uint8), np.empty((*side, 3), np.uint8)
-    for row, frames in zip(video, clips):
-        for slot, frame in zip(row.numpy(), frames):  # one by one, so that the pixels stay in the processor's cache
-            frame = _decode(frame, pixels)
-            if frame.shape != (*side, 3) or frame.dtype != np.uint8:
+    video = torch.zeros(len(clips), t, *side, 3, dtype=torch.uint8)
+    for row, frames in zip(video.numpy(), clips):
+        for slot, frame in zip(row, frames):
+            pixels = _decode(frame, slot)
+            if pixels.shape != (*side, 3) or pixels.dtype != np.uint8:
                 raise ValueError(
-                    f"a picture is {frame.dtype} {frame.shape} where the first of its batch is "
+                    f"a picture is {pixels.dtype} {pixels.shape} where the first of its batch is "
                     f"uint8 {(*side, 3)}: all must be alike"
                 )
-            cv2.split(frame, [*slot])  # four times as fast as turning the axes
-    return video, lengths_mask(torch.tensor([len(f) for f in clips]), t)
+            if not isinstance(frame, bytes): slot[:] = pixels
+    # colours stay together in memory, as the decoder writes them: turning the axes would copy every picture
+    return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #ff376ec7
 def detach_from_group(worker: int) -> None:  # worker: its number
