@@ -1023,6 +1023,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.retrieval_recall': ( '5_evaluation/metrics.html#retrieval_recall',
                                                                                            'vat_nb/evaluation/metrics.py'),
+                                           'vat_nb.evaluation.metrics.score_of_rows': ( '5_evaluation/metrics.html#score_of_rows',
+                                                                                        'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.scores': ( '5_evaluation/metrics.html#scores',
                                                                                  'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.target_scores': ( '5_evaluation/metrics.html#target_scores',

@@ -21,8 +21,7 @@ from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
 from .predictions import Predictions, ranking_metric, predict, score, score_interval, truth
 from vat_nb.evaluation.metrics import (
-    CLASS_SCORES, bootstrap_f1, bootstrap_generic, calibration_error, negative_log_likelihood, paired_interval,
-    target_scores,
+    bootstrap_f1, bootstrap_generic, calibration_error, negative_log_likelihood, paired_interval, score_of_rows,
 )
 from ..model import HEADS, VAT
 from ..data.validation import Task
@@ -218,8 +217,7 @@ def _bootstrap_score(predictions: Predictions, task: Task, metric: str, head: st
     y, t, p, v = y[rows], t[rows], predictions.logits[head][rows], predictions.values[head][rows]
     if metric == "f1": return lambda counts: bootstrap_f1(counts, y, p)
     if metric == "combined": return lambda counts: bootstrap_f1(counts, y, p, t, v)
-    if metric in CLASS_SCORES: return bootstrap_generic(lambda i: CLASS_SCORES[metric](y[i], p[i]))
-    return bootstrap_generic(lambda i: target_scores(t[i], v[i])[metric])
+    return bootstrap_generic(score_of_rows(metric, y, p, t, v))
 
 
 def _sizes(predictions: Predictions, task: Task, metric: str) -> tuple[int, int]:  # clips that are scored, resamples

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'CLASS_SCORES', 'weighted_f1', 'average_recall', 'mean_average_precision', 'macro_precision',
-           'accuracy', 'class_scores', 'target_scores', 'scores', 'confusion', 'interval', 'bootstrap_f1',
-           'f1_interval', 'bootstrap_generic', 'paired_interval', 'retrieval_recall', 'area_under_curve', 'reliability',
-           'calibration_error', 'negative_log_likelihood']
+           'accuracy', 'class_scores', 'target_scores', 'scores', 'score_of_rows', 'confusion', 'interval',
+           'bootstrap_f1', 'f1_interval', 'bootstrap_generic', 'paired_interval', 'retrieval_recall',
+           'area_under_curve', 'reliability', 'calibration_error', 'negative_log_likelihood']
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #49529e49
 from collections.abc import Callable, Sequence
@@ -113,6 +113,18 @@ def scores(
     "Compute all scores of a split."
     both = class_scores(y, p) | target_scores(t, v)
     return both | (dict(combined=both["f1"] - 0.25 * both["mse"]) if {"f1", "mse"} <= set(both) else {})
+
+# %% ../../nbs/5_evaluation/01_metrics.ipynb #92a1f8b7
+def score_of_rows(
+    name: str,  # a key of `scores`, but not the combined one
+    y: np.ndarray,  # [N] class, -100 where unlabelled
+    p: np.ndarray,  # [N, C] probabilities or logits
+    t: np.ndarray,  # [N, K] targets, NaN where unlabelled
+    v: np.ndarray,  # [N, K] predictions
+) -> Callable[[np.ndarray], float]:  # function of row indices [M]
+    "Make a function that computes one score of some clips, and no other score."
+    if name in CLASS_SCORES: return lambda rows: class_scores(y[rows], p[rows], (name,))[name]
+    return lambda rows: target_scores(t[rows], v[rows])[name]
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #944e6779
 def confusion(

@@ -10,14 +10,13 @@ __all__ = ['SUBMISSION_FORMATS', 'Predictions', 'predict', 'truth', 'score', 'ra
 import json
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from ..types import Batch, Clip
 from ..data.corruption import CONDITIONS, Condition
-from .metrics import class_scores, f1_interval, interval, scores, target_scores
+from .metrics import f1_interval, interval, score_of_rows, scores
 from ..model import HEADS, VAT, VATOutput
 from ..data.validation import Task
 
@@ -121,10 +120,7 @@ def score_interval(
     value = scores(y, p, t, v).get(name, np.nan)
     if name == "f1": return value, *f1_interval(y, p)
     if name == "combined": return value, *f1_interval(y, p, t, v)
-    # only what holds the score is resampled: the other scores of classes take long
-    is_target = name in target_scores(t, v)
-    compute, a, b = (target_scores, t, v) if is_target else (partial(class_scores, names=(name,)), y, p)
-    return value, *interval(lambda sample: compute(a[sample], b[sample])[name], len(y), draws=draws)
+    return value, *interval(score_of_rows(name, y, p, t, v), len(y), draws=draws)
 
 # %% ../../nbs/5_evaluation/03_predictions.ipynb #aab09fff
 class SubmissionFormat(NamedTuple):
