@@ -326,44 +326,53 @@ def _plan_table(plan: list[dict[str, Any]]) -> str:
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #3830d0bb
 def was_slow(
     start: dict[str, Any],  # of benchmark.json
-    starts: list[dict[str, Any]],  # of the same machine
+    starts: list[dict[str, Any]],
 ) -> bool:
-    "Say whether everything took 15 % longer than in the fastest start: the processor itself was slower."
-    def fastest(name): return min(s["seconds"][name] for s in starts if name in s["seconds"])
+    "Say whether everything took 15 % longer than in the machine's fastest start: the processor itself was slower."
+    beside = [s for s in starts if s["machine"] == start["machine"]]
+    def fastest(name): return min(s["seconds"][name] for s in beside if name in s["seconds"])
     return bool(start["seconds"]) and all(t > 1.15 * fastest(name) for name, t in start["seconds"].items())
 
 
 def ratio_ranges(
     starts: list[dict[str, Any]],  # of benchmark.json
-) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (nothing else ran, and none was slow), days
+) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (nothing else ran, none was slow), days, machines
     "Summarise the ratios of several starts of the benchmark."
     rows = [
-        dict(ratio=name, value=value, date=s["date"], quiet=sum(s["load"].values()) < 0.1 and not was_slow(s, starts))
+        dict(
+            ratio=name, value=value, date=s["date"], machine=s["machine"],
+            quiet=sum(s["load"].values()) < 0.1 and not was_slow(s, starts),
+        )
         for s in starts for name, value in s["ratios"].items()
     ]
-    table = pd.DataFrame(rows, columns=["ratio", "value", "date", "quiet"]).groupby("ratio", sort=False)
+    table = pd.DataFrame(rows, columns=["ratio", "value", "date", "machine", "quiet"]).groupby("ratio", sort=False)
     return table.agg(
         median=("value", "median"), lowest=("value", "min"), highest=("value", "max"), starts=("value", "size"),
-        quiet=("quiet", "sum"), days=("date", "nunique"),
+        quiet=("quiet", "sum"), days=("date", "nunique"), machines=("machine", "nunique"),
     )
 
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #38cb3454
 def comparable_starts(
     starts: list[dict[str, Any]],  # of benchmark.json
 ) -> list[dict[str, Any]]:
-    "Select the starts of the machine, model and number of threads of the last one."
+    "Select the starts with the kind of device, model and number of threads of the last one, on any machine."
     same = ("device", "torch", "threads", "setting")
-    return [s for s in starts if all(s[k] == starts[-1][k] for k in same)]
+    # starts of older versions do not name their machine
+    return [dict(machine="an unnamed machine") | s for s in starts if all(s[k] == starts[-1][k] for k in same)]
 
 
 def speed_table(runs: list[dict[str, Any]]) -> str:
-    "Tabulate the ratios over the starts of one machine, and what does not depend on the machine."
+    "Tabulate the ratios over the starts of all machines, and what does not depend on the machine."
     run = runs[0]
+    starts = comparable_starts(run["starts"])
     rows = [
-        [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days)]
-        for r in ratio_ranges(comparable_starts(run["starts"])).itertuples()
+        [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days),
+         str(r.machines)]
+        for r in ratio_ranges(starts).itertuples()
     ]
-    blocks = [markdown_table(["ratio", "median", "range", "starts", "of them quiet", "days"], rows)]
+    names = ["ratio", "median", "range", "starts", "of them quiet", "days", "machines"]
+    machines = "; ".join(dict.fromkeys(s["machine"] for s in starts))
+    blocks = [markdown_table(names, rows), f"The starts ran on: {machines}."]
     if "step" in run:
         counts = [
             [r["way"], f"{r['peak_MiB']:.0f}", str(r["operations"]), str(r["synchronisations"])]
