@@ -326,7 +326,7 @@ def _plan_table(plan: list[dict[str, Any]]) -> str:
 # %% ../../nbs/6_runs/05b_result_tables.ipynb #3830d0bb
 def was_slow(
     start: dict[str, Any],  # of benchmark.json
-    starts: list[dict[str, Any]],
+    starts: list[dict[str, Any]],  # on any machine
 ) -> bool:
     "Say whether everything took 15 % longer than in the machine's fastest start: the processor itself was slower."
     beside = [s for s in starts if s["machine"] == start["machine"]]
@@ -338,12 +338,10 @@ def ratio_ranges(
     starts: list[dict[str, Any]],  # of benchmark.json
 ) -> pd.DataFrame:  # ratio -> median, lowest, highest, starts, quiet (nothing else ran, none was slow), days, machines
     "Summarise the ratios of several starts of the benchmark."
+    quiet = [sum(s["load"].values()) < 0.1 and not was_slow(s, starts) for s in starts]
     rows = [
-        dict(
-            ratio=name, value=value, date=s["date"], machine=s["machine"],
-            quiet=sum(s["load"].values()) < 0.1 and not was_slow(s, starts),
-        )
-        for s in starts for name, value in s["ratios"].items()
+        dict(ratio=name, value=value, date=s["date"], machine=s["machine"], quiet=is_quiet)
+        for s, is_quiet in zip(starts, quiet) for name, value in s["ratios"].items()
     ]
     table = pd.DataFrame(rows, columns=["ratio", "value", "date", "machine", "quiet"]).groupby("ratio", sort=False)
     return table.agg(
@@ -366,8 +364,8 @@ def speed_table(runs: list[dict[str, Any]]) -> str:
     run = runs[0]
     starts = comparable_starts(run["starts"])
     rows = [
-        [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", str(r.starts), str(r.quiet), str(r.days),
-         str(r.machines)]
+        [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}",
+         *map(str, (r.starts, r.quiet, r.days, r.machines))]
         for r in ratio_ranges(starts).itertuples()
     ]
     names = ["ratio", "median", "range", "starts", "of them quiet", "days", "machines"]
