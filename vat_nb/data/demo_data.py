@@ -698,6 +698,8 @@ def write_demo(
             for p in plans: bar.update(render(root, p) is None)
     truth = pd.DataFrame(plans)
     LABELS[layout](root, truth)
+    speakers = truth[["name", "person"]].rename(columns=dict(person="speaker"))
+    speakers.to_csv(root / "speakers.csv", index=False)
     # what is behind each clip; no part of the kit trains on it
     truth.to_json(root / "truth.json", orient="records", indent=1, double_precision=15)
     (root / UNFINISHED).unlink()

@@ -62,7 +62,7 @@ class DatasetIndex(NamedTuple):
     root: Path
     task: Task
     labels: pd.DataFrame  # strings: id, split, where, and any of emotion, the task's targets, speaker, start, end
-    videos: pd.DataFrame  # id, split, path, audio (a sound file beside the video, or empty)
+    videos: pd.DataFrame  # id, split, path, audio (a sound file beside the video, or empty); speaker where it is known
     findings: tuple[Finding, ...] = ()  # what was doubtful about the label files
 
 
@@ -165,10 +165,11 @@ def _file_conflicts(index: DatasetIndex) -> Iterable[Problem]:
 def _split_problems(index: DatasetIndex) -> Iterable[Problem]:
     "Yield speakers that are in two splits, and classes that are in one only."
     labels = index.labels
-    if "speaker" in labels:
-        for speaker, rows in labels[labels["speaker"] != ""].groupby("speaker"):
-            if rows["split"].nunique() > 1:
-                yield "warning", "speaker in two splits", speaker, "", " ".join(sorted(set(rows["split"])))
+    known = [table[["speaker", "split"]] for table in (labels, index.videos) if "speaker" in table]
+    known = pd.concat(known) if known else pd.DataFrame(columns=["speaker", "split"])
+    for speaker, rows in known[known["speaker"] != ""].groupby("speaker"):
+        if rows["split"].nunique() > 1:
+            yield "warning", "speaker in two splits", speaker, "", " ".join(sorted(set(rows["split"])))
     labelled = labels[labels["emotion"] != ""] if "emotion" in labels else labels[:0]
     if labelled["split"].nunique() <= 1: return
     for emotion, rows in labelled.groupby("emotion"):
@@ -212,12 +213,13 @@ def build_clips(
     labels = {r["id"]: r for r in release.labels.to_dict("records")}
     splits = dict(zip(release.videos["id"], release.videos["split"])) | {i: r["split"] for i, r in labels.items()}
     audio = dict(zip(release.videos["id"], release.videos["audio"]))
+    speakers = dict(zip(release.videos["id"], release.videos.get("speaker", ())))
     out = []
     for i, split in sorted(splits.items(), key=lambda x: (x[1], x[0])):
         r = labels.get(i, {})
         targets = tuple(number_in(r.get(t) or "nan") for t in release.task.targets)
         path = paths.get(i, str(release.root / r.get("path", f"{split}/{i}")))
         span = (number_in(r[k]) if r.get(k) else None for k in ("start", "end"))
-        emotion, speaker = r.get("emotion") or None, r.get("speaker") or None
+        emotion, speaker = r.get("emotion") or None, r.get("speaker") or speakers.get(i) or None
         out.append(Clip(i, path, split, emotion, targets, speaker, *span, audio.get(i) or None))
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WEIGHTINGS', 'new_model', 'loader_of', 'predict_clips', 'list_of', 'stage_settings', 'pretrain_augmentation',
-           'schedule', 'pretrain', 'finetune', 'validation', 'train_model']
+           'schedule', 'pretrain', 'finetune', 'interpolate_weights', 'validation', 'train_model']
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #8dc9b80d
 import warnings
@@ -31,7 +31,7 @@ from ..data.io import ParameterError
 from ..data.label_record import refuse_changed
 from ..data.store import Store, machine_independent
 from ..encoders.inputs import build_loader, layouts, model_config, set_scales
-from ..evaluation.linear_probe import start_from_probe
+from ..evaluation.linear_probe import probe_inputs, speaker_projections, start_from_probe
 from ..model import HEADS
 from ..evaluation.predictions import Predictions, comparison_metric, predict, ranking_metric, score, truth
 from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, reading
@@ -152,7 +152,9 @@ def finetune(
 ) -> list[EpochLog]:  # one per epoch
     "Train the three heads on labels, with distillation and pseudo-labels as the recipe has them."
     r = recipe
-    if r.linear_probe and not (checkpoint and checkpoint.exists()): _fit_probe(model, data, split, r)
+    # also in a run that goes on: the mean at its end needs the weights that it began with
+    if r.linear_probe: _fit_probe(model, data, split, r)
+    start = {name: x.clone() for name, x in model.state_dict().items()}
     objective = _finetune_objective(model, data.task, r)
     clips = (split.train * -(-split.draws // len(split.train)))[: split.draws]
     if r.pseudo_labels: clips = clips + split.unlabelled
@@ -161,11 +163,13 @@ def finetune(
     if checkpoint:
         roles = dict(train=split.train, valid=split.valid, unlabelled=map(drop_labels, split.unlabelled))
         refuse_changed(list_of(checkpoint), roles, checkpoint.exists())
-    return fit(
+    logs = fit(
         objective, loader_of(data, clips, r, True), accelerator, r.epochs, schedule(r, r.lr),
         validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, settings, curves,
         epoch_callback, r.save_minutes, r.seed,
     )
+    if r.finetuned_share < 1: interpolate_weights(model, start, r.finetuned_share)
+    return logs
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #91846c8d
 WEIGHTINGS = dict(fixed=FixedWeighting, uncertainty=UncertaintyWeighting, gradient=GradientBlending)
@@ -180,10 +184,30 @@ def _finetune_objective(model: VAT, task: Task, r: Recipe) -> Finetune:
 
 
 def _fit_probe(model: VAT, data: Store, split: Split, recipe: Recipe) -> None:
-    "Fit the linear probe on the training clips."
+    "Fit the linear probe on the training clips; unlabelled ones say in what speakers differ."
     clips, weights = counted_clips(data, split.train, recipe)
-    loader = build_loader(data, clips, recipe.replace(num_workers=0))
-    start_from_probe(model, loader, clips, *truth(clips, data.task), np.array(weights))
+    def loader(clips): return build_loader(data, clips, recipe.replace(num_workers=0))
+    known, projections = [c for c in split.train + split.unlabelled if c.speaker], {}
+    if recipe.speaker_directions and not known:
+        warnings.warn(
+            f"speaker_directions = {recipe.speaker_directions} leaves nothing out: no clip says who speaks. Name the "
+            "speakers in speakers.csv beside the release (data/README.md), or set it to 0", stacklevel=3,
+        )
+    elif recipe.speaker_directions:
+        inputs = probe_inputs(model, loader(known), len(known))
+        projections = speaker_projections(inputs, [c.speaker for c in known], recipe.speaker_directions)
+    start_from_probe(model, loader(clips), clips, *truth(clips, data.task), np.array(weights), projections)
+
+# %% ../../nbs/6_runs/01_pipeline.ipynb #776a67e3
+@torch.no_grad()
+def interpolate_weights(
+    model: VAT,  # changed in place
+    start: dict[str, torch.Tensor],  # its state before fine-tuning
+    share: float,  # of fine-tuning: 1 changes nothing, 0 undoes it
+) -> None:
+    "Move the weights of a model back towards an earlier state (Wortsman et al. 2022, equation 1)."
+    for name, x in model.state_dict().items():
+        if x.is_floating_point(): x.copy_(start[name].to(x.device).lerp(x, share))
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #e55ae03d
 def validation(

@@ -130,7 +130,11 @@ class EncoderSettings:
     feature_dropout: float = setting(
         0.0, "share of features that training leaves out at random", "both", model=True, high=1)
     linear_probe: bool = setting(
-        False, "True: heads begin at a linear model on mean and deviation of the features", "both", model=True)
+        False, "True: heads begin at a linear model, of mean and deviation of pretrained features, or of both [CLS] "
+        "where encoders are from scratch", "both", model=True)
+    speaker_directions: int = setting(
+        0, "directions in which speakers differ most that this linear model leaves out; it needs to be known who "
+        "speaks, in clips with labels or without", "finetune")
 
 # %% ../../nbs/3_training/01_config.ipynb #ef7a464e
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +165,9 @@ class FinetuneSettings:
     "What fine-tuning minimises."
     epochs: int = setting(30, "of fine-tuning", "finetune")
     lr: float = setting(1e-4, "highest learning rate", "finetune")
+    finetuned_share: float = setting(
+        1.0, "share of fine-tuning in the weights of the model: below 1 they are a mean with those that it began with "
+        "(WiSE-FT), which keeps more of pretraining where labels are few", "finetune", high=1)
     loss_weighting: Literal["fixed", "uncertainty", "gradient"] = setting(
         "fixed", "fixed (these weights of the heads), uncertainty (learned) or gradient (measured)", "finetune")
     weight_video: float = setting(0.5, "weight of the video head", "finetune")
@@ -376,6 +383,8 @@ def check_steps(r: Recipe) -> Checks:
     yield (r.projection_norm and (parts or r.num_processes > 1),
            "projection_norm takes mean and deviation of a batch, and these would be of a part: set grad_accumulation "
            "and num_processes to 1 and split_on_oom to False, or projection_norm to False")
+    yield (r.shard_encoders and r.finetuned_share < 1,
+           "finetuned_share below 1 needs the model in one place: set shard_encoders to False, or finetuned_share to 1")
     yield (r.patch_drop == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
     yield (r.feature_dropout == 1, "feature_dropout is 1: no feature would be left; half of them is 0.5")
     yield (r.dropout == 1, "dropout is 1: nothing would be left; a tenth is 0.1")
@@ -421,8 +430,9 @@ def check_encoder_use(r: Recipe) -> Checks:
     yield (r.dataset == "features" and not both,
            "the recipe features needs encoders for both streams: name a pair (-p encoders small), or both (-p "
            "audio_encoder hf:FOLDER -p video_encoder onnx:FILE)")
-    yield (r.linear_probe and not both,
-           "linear_probe reads features of pretrained encoders: name both encoders, or set linear_probe to False")
+    yield (r.speaker_directions and not r.linear_probe,
+           "speaker_directions are left out of what the linear probe reads: set linear_probe to True, or "
+           "speaker_directions to 0")
     yield (r.reads_features and "://" in r.store_dir,
            "features are kept beside the store, and this one is far away: copy it here first, or set cache_features "
            "to False")
