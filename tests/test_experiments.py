@@ -53,6 +53,7 @@ def test_ablation_trains_each_row_once(where, tmp_path):
         "+ matching (VAM)",
         "+ distillation",
         "+ masked audio",
+        "+ linear probe",
         "+ blend",
         "+ augmentation",
         "+ pseudo-labels",

@@ -2047,6 +2047,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vat_nb/training/config.py'),
                                         'vat_nb.training.config.Recipe.path': ( '3_training/config.html#recipe.path',
                                                                                 'vat_nb/training/config.py'),
+                                        'vat_nb.training.config.Recipe.probes_features': ( '3_training/config.html#recipe.probes_features',
+                                                                                           'vat_nb/training/config.py'),
                                         'vat_nb.training.config.Recipe.reads_features': ( '3_training/config.html#recipe.reads_features',
                                                                                           'vat_nb/training/config.py'),
                                         'vat_nb.training.config.Recipe.replace': ( '3_training/config.html#recipe.replace',

@@ -160,9 +160,7 @@ def model_config(
         r.model_size, r.image_size, r.fps, len(task.classes), len(task.targets), r.temperature,
         r.augment_spectrogram, r.tubelet, **encoders,
         tune=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, early_fusion=r.early_fusion,
-        # from scratch it is written into the heads themselves
-        linear_probe=r.linear_probe and bool(r.video_encoder and r.audio_encoder),
-        projection_norm=r.projection_norm, pooled=r.pooled,
+        linear_probe=r.probes_features, projection_norm=r.projection_norm, pooled=r.pooled,
     )
 
 # %% ../../nbs/4_encoders/10_inputs.ipynb #648ddc7d

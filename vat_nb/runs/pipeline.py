@@ -85,7 +85,8 @@ def stage_settings(
 ) -> dict[str, Any]:
     "Collect what the weights of a stage depend on, as its checkpoint records it."
     settings = recipe.part("both", *stages)
-    if "finetune" not in stages: settings |= pretrain_augmentation(recipe)
+    if "finetune" not in stages:
+        settings |= pretrain_augmentation(recipe) | dict(linear_probe=recipe.probes_features)
     return settings | dict(reading=machine_independent(reading(recipe))) | audit_hash(recipe)
 
 

@@ -259,6 +259,11 @@ class Recipe(
         return bool(both and self.encoder_tuning == "frozen" and self.cache_features)
 
     @property
+    def probes_features(self) -> bool:
+        "Whether the heads have a linear path from pretrained features; from scratch, a probe is in their weights."
+        return bool(self.linear_probe and self.video_encoder and self.audio_encoder)
+
+    @property
     def masks_audio(self) -> bool:
         "Whether pretraining hides audio."
         return bool(self.weight_masked and self.pretrain_epochs and self.stage != "finetune")
