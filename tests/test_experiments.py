@@ -44,7 +44,7 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
 
 
 def test_ablation_trains_each_row_once(where, tmp_path):
-    settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3")
+    settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3", "linear_probe=True")
     _, _, out = papermill(tmp_path, *settings, name="ablation", check=True)
     found = json.loads((out / "ablation.json").read_text())
     ladder = [
@@ -117,7 +117,7 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
     assert (
         len(grown) == 2
         and len(found["left_out"]) == 2
-        and found["clips"] == 10
+        and found["clips"] == 12  # two of the four people
         and (out / "figures/sweep.png").exists()
     )
     assert len(list((out / "sweep_0.4").glob("pretraining *.safetensors"))) == 1, (
@@ -162,7 +162,8 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
         and set(found["matching"]) >= {"another clip's", "its own, shifted"}
     )
     assert [r["k"] for r in found["retrieval"]] == [1, 5, 10] and found["held_out"] > 0
-    assert set(found["linear"]["test1"]) == {"logistic regression", "linear SVM"}  # this layout knows no speakers
+    models = ("logistic regression", "linear SVM")
+    assert set(found["linear"]["test1"]) == {*models, *(f"{m}, per speaker" for m in models)}
     conditions = pd.read_csv(out / "robustness.csv")
     assert len(conditions) == 36 and (out / "figures/attention.png").exists()
     cached = {p: p.stat().st_mtime_ns for p in (tmp_path.parent).rglob("features/*/clips/*.safetensors")}
