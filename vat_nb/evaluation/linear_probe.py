@@ -78,7 +78,7 @@ def start_from_probe(
         maps = [_fit_classes(x, y, people, head.classes, weights)]
         maps += [fit_target(x, t) for t in ((targets - head.mean.cpu().numpy()) / head.std.cpu().numpy()).T]
         weight, bias = (np.concatenate(p) for p in zip(*maps))
-        _write_probe(model, name, weight if projection is None else weight @ projection, bias)
+        _write_probe(model, name, weight if projection is None else weight @ projection.T, bias)
 
 
 def _write_probe(model: VAT, name: str, weight: np.ndarray, bias: np.ndarray) -> None:
@@ -118,7 +118,7 @@ def speaker_projections(
     inputs: dict[str, np.ndarray],  # head -> [N, W] of clips whose speaker is known, see `probe_inputs`
     speakers: Sequence[str],  # [N]
     directions: int,  # that are taken out of each stream
-) -> dict[str, np.ndarray]:  # head -> [W, W], symmetric
+) -> dict[str, np.ndarray]:  # head -> [W, W]: features @ it are standardised, without these directions
     "Project out the directions in which speakers differ most (Solomonoff et al. 2005)."
     out = {head: _speaker_projection(x, speakers, directions) for head, x in inputs.items()}
     both = block_diag(out["video"], out["audio"])  # where the fused head reads the two side by side
@@ -126,11 +126,12 @@ def speaker_projections(
 
 
 def _speaker_projection(x: np.ndarray, speakers: Sequence[str], directions: int) -> np.ndarray:
-    means = pd.DataFrame(x).groupby(np.asarray(speakers)).transform("mean").to_numpy()
+    scaler = StandardScaler().fit(x)
+    means = pd.DataFrame(scaler.transform(x)).groupby(np.asarray(speakers)).transform("mean").to_numpy()
     _, vectors = np.linalg.eigh(np.cov(means.T))
     directions = min(directions, len(set(speakers)) - 1)  # the means of so many speakers differ in no more
     top = vectors[:, len(vectors) - directions:]
-    return np.eye(len(top)) - top @ top.T
+    return (np.eye(len(top)) - top @ top.T) / scaler.scale_[:, None]
 
 # %% ../../nbs/5_evaluation/06_linear_probe.ipynb #c43e2842
 def left_out_loss(
