@@ -169,7 +169,8 @@ def finetune(
         validation(data, split.valid, r, accelerator) if split.valid else None, checkpoint, settings, curves,
         epoch_callback, r.save_minutes, r.seed,
     )
-    if r.finetuned_share < 1: interpolate_weights(model, start, r.finetuned_share)
+    labelled = len(split.train)
+    if r.prior_clips: interpolate_weights(model, start, labelled / (labelled + r.prior_clips))
     return logs
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #91846c8d

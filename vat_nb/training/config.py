@@ -165,9 +165,9 @@ class FinetuneSettings:
     "What fine-tuning minimises."
     epochs: int = setting(30, "of fine-tuning", "finetune")
     lr: float = setting(1e-4, "highest learning rate", "finetune")
-    finetuned_share: float = setting(
-        1.0, "share of fine-tuning in the weights of the model: below 1 they are a mean with those that it began with "
-        "(WiSE-FT), which keeps more of pretraining where labels are few", "finetune", high=1)
+    prior_clips: float = setting(
+        0.0, "labelled clips that the start of fine-tuning is worth: the weights end at its mean with fine-tuning, which "
+        "counts as many as there are (WiSE-FT); the fewer labels, the more of pretraining stays", "finetune")
     loss_weighting: Literal["fixed", "uncertainty", "gradient"] = setting(
         "fixed", "fixed (these weights of the heads), uncertainty (learned) or gradient (measured)", "finetune")
     weight_video: float = setting(0.5, "weight of the video head", "finetune")
@@ -388,8 +388,8 @@ def check_steps(r: Recipe) -> Checks:
     yield (r.projection_norm and (parts or r.num_processes > 1),
            "projection_norm takes mean and deviation of a batch, and these would be of a part: set grad_accumulation "
            "and num_processes to 1 and split_on_oom to False, or projection_norm to False")
-    yield (r.shard_encoders and r.finetuned_share < 1,
-           "finetuned_share below 1 needs the model in one place: set shard_encoders to False, or finetuned_share to 1")
+    yield (r.shard_encoders and r.prior_clips,
+           "prior_clips needs the model in one place: set shard_encoders to False, or prior_clips to 0")
     yield (r.patch_drop == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
     yield (r.feature_dropout == 1, "feature_dropout is 1: no feature would be left; half of them is 0.5")
     yield (r.dropout == 1, "dropout is 1: nothing would be left; a tenth is 0.1")
