@@ -166,8 +166,8 @@ class FinetuneSettings:
     epochs: int = setting(30, "of fine-tuning", "finetune")
     lr: float = setting(1e-4, "highest learning rate", "finetune")
     prior_clips: float = setting(
-        0.0, "labelled clips that the start of fine-tuning is worth: the weights end at its mean with fine-tuning, which "
-        "counts as many as there are (WiSE-FT); the fewer labels, the more of pretraining stays", "finetune")
+        0.0, "labelled clips that the start of fine-tuning is worth: the weights end at its mean with fine-tuning, "
+        "which counts as many as there are (WiSE-FT); the fewer labels, the more of pretraining stays", "finetune")
     loss_weighting: Literal["fixed", "uncertainty", "gradient"] = setting(
         "fixed", "fixed (these weights of the heads), uncertainty (learned) or gradient (measured)", "finetune")
     weight_video: float = setting(0.5, "weight of the video head", "finetune")
