@@ -153,9 +153,9 @@ def finetune(
 ) -> list[EpochLog]:  # one per epoch
     "Train the three heads on labels, with distillation and pseudo-labels as the recipe has them."
     r = recipe
-    # also in a run that goes on: the mean at its end needs the weights that it began with
-    if r.linear_probe: _fit_probe(model, data, split, r)
-    start = {name: x.clone() for name, x in model.state_dict().items()}
+    # a run that goes on has a start of its own; but the mean at its end needs the weights that it began with
+    if r.linear_probe and (r.prior_clips or not (checkpoint and checkpoint.exists())): _fit_probe(model, data, split, r)
+    start = {name: x.clone() for name, x in model.state_dict().items()} if r.prior_clips else {}
     objective = _finetune_objective(model, data.task, r)
     clips = (split.train * -(-split.draws // len(split.train)))[: split.draws]
     if r.pseudo_labels: clips = clips + split.unlabelled
