@@ -37,6 +37,11 @@ def _find_files(root: Path, names: Iterable[str]) -> list[Path]:
     return sorted(Path(here, f) for here, _, files in os.walk(root) for f in files if f.lower() in names)
 
 
+def _clip_name(name: str) -> str:
+    "Return the stem of a file's name; any other name stays as it is."
+    return Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
+
+
 def _table_findings(tables: Iterable[LabelTable]) -> tuple[Finding, ...]:
     "Gather the findings of several tables."
     return tuple(f for t in tables for f in t.findings)
@@ -157,7 +162,7 @@ def muse_mimic(
     targets = tuple(c for c in ratings if c not in ("id", "where"))
     labels = partition.merge(ratings, on="id", how="outer", suffixes=("", "_label")).fillna("")
     labels["where"] = labels["where"].where(labels["where"] != "", labels["where_label"])
-    labels["id"] = [Path(i).stem if Path(i).suffix.lower() in SUFFIXES else i for i in labels["id"]]
+    labels["id"] = labels["id"].map(_clip_name)
     for target in targets: labels[target] = labels[target].where(~labels[target].map(is_missing), "")
     task = Task((), targets, 0, 1, score="pearson", submission_format="muse_mimic")
     files = video_table(_labelled_clips(labels, _clips_by_stem(root, videos)))
@@ -247,7 +252,7 @@ def add_speakers(
         raise ReleaseError(f"{path} needs the columns name and speaker, has {', '.join(table.rows.columns[:-1])}")
     rows = pd.DataFrame({role: table.rows[c] for role, c in columns.items()} | dict(where=table.rows["where"]))
     rows = rows[~rows["speaker"].map(is_missing)]
-    rows["name"] = [Path(n).stem if Path(n).suffix.lower() in SUFFIXES else n for n in rows["name"]]
+    rows["name"] = rows["name"].map(_clip_name)
     for name, same in rows.groupby("name"):
         if same["speaker"].nunique() > 1:
             raise ReleaseError(f"{' '.join(same['where'])}: {name} has two speakers: leave the row that is right")

@@ -120,9 +120,10 @@ def speaker_projections(
     directions: int,  # that are taken out of each stream
 ) -> dict[str, np.ndarray]:  # head -> [W, W]: features @ it are standardised, without these directions
     "Project out the directions in which speakers differ most (Solomonoff et al. 2005)."
-    out = {head: _speaker_projection(x, speakers, directions) for head, x in inputs.items()}
-    both = block_diag(out["video"], out["audio"])  # where the fused head reads the two side by side
-    return out | dict(fused=both) if both.shape == out["fused"].shape else out
+    out = {head: _speaker_projection(inputs[head], speakers, directions) for head in ("video", "audio")}
+    fused = block_diag(*out.values())  # where the fused head reads the two side by side
+    if len(fused) != inputs["fused"].shape[1]: fused = _speaker_projection(inputs["fused"], speakers, directions)
+    return out | dict(fused=fused)
 
 
 def _speaker_projection(x: np.ndarray, speakers: Sequence[str], directions: int) -> np.ndarray:

@@ -253,15 +253,19 @@ class Recipe(
         return Recipe(**check_names(dataclasses.asdict(self) | changes))
 
     @property
+    def both_pretrained(self) -> bool:
+        "Whether both encoders are pretrained ones."
+        return bool(self.video_encoder and self.audio_encoder)
+
+    @property
     def reads_features(self) -> bool:
         "Whether the model reads cached features, and not clips."
-        both = self.video_encoder and self.audio_encoder
-        return bool(both and self.encoder_tuning == "frozen" and self.cache_features)
+        return self.both_pretrained and self.encoder_tuning == "frozen" and self.cache_features
 
     @property
     def probes_features(self) -> bool:
         "Whether the heads have a linear path from pretrained features; from scratch, a probe is in their weights."
-        return bool(self.linear_probe and self.video_encoder and self.audio_encoder)
+        return self.linear_probe and self.both_pretrained
 
     @property
     def masks_audio(self) -> bool:
@@ -423,7 +427,6 @@ def check_encoders(r: Recipe) -> Checks:
 # %% ../../nbs/3_training/01_config.ipynb #662a1e5b
 def check_encoder_use(r: Recipe) -> Checks:
     "Yield encoders that do not go with other settings."
-    both = bool(r.video_encoder and r.audio_encoder)
     yield (r.video_grid > 1 and (not r.video_encoder or r.video_encoder.startswith("features:")),
            "video_grid is about the video's pretrained encoder: name one that computes here (-p video_encoder "
            "hf:NAME), or set video_grid to 1")
@@ -432,7 +435,7 @@ def check_encoder_use(r: Recipe) -> Checks:
            "set patch_drop to 0")
     yield (r.video_encoder and r.tubelet,
            "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out")
-    yield (r.dataset == "features" and not both,
+    yield (r.dataset == "features" and not r.both_pretrained,
            "the recipe features needs encoders for both streams: name a pair (-p encoders small), or both (-p "
            "audio_encoder hf:FOLDER -p video_encoder onnx:FILE)")
     yield (r.speaker_directions and not r.linear_probe,
