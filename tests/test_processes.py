@@ -1,5 +1,6 @@
 "Two real processes train as one would with the whole batch; their state is the same; stopped, they go on."
 
+import json
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,8 @@ def train():
     rows_of = lambda items: data.select(torch.tensor(items))
     loader = DataLoader(Rows(), 2, sampler=WindowSampler([4] * 8, 4), collate_fn=rows_of)
     log = fit(Pretrain(build_vat(ModelConfig("tiny", 32, 12.5, 6, 1)), 9), loader, accelerator, 1)[0]
-    print("process", process_rank(), process_count(), log.losses["loss"], flush=True)
+    said = [process_rank(), process_count(), log.losses["loss"]]
+    Path(sys.argv[1], f"process {process_rank()}.json").write_text(json.dumps(said))
     accelerator.end_training()
 
 from accelerate import notebook_launcher
@@ -225,7 +227,8 @@ def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
 def test_launched_from_a_notebook(tmp_path):
     "accelerate's notebook_launcher forks; `fit` is the same there."
     (tmp_path / "launch.py").write_text(TRAIN.split("out, size")[0] + LAUNCH)
-    done = subprocess.run([sys.executable, tmp_path / "launch.py"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, tmp_path / "launch.py", tmp_path], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    first, second = sorted(line for line in done.stdout.splitlines() if line.startswith("process"))
-    assert first.split()[2:] == second.split()[2:] and first.split()[1:3] == ["0", "2"]
+    # each process writes a file of its own: lines of two processes in one pipe can run into each other
+    (rank, processes, loss), other = (json.loads(p.read_text()) for p in sorted(tmp_path.glob("process *.json")))
+    assert (rank, processes) == (0, 2) and other == [1, 2, loss]
