@@ -51,7 +51,7 @@ benchmark: setup
 
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup
-	$(BIN)/python -m vat_nb.runs.results
+	$(BIN)/python docs/studies.py
 	test ! -f "$(OUT)/metrics.json" || $(BIN)/python -c "from vat_nb.evaluation.predictions import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
 
 # two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line

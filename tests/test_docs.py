@@ -455,7 +455,8 @@ def test_every_page_opens_in_a_browser(site, page):
 
 def test_results_are_of_the_kept_json():
     "The page of results is what its command writes from the figures that are kept."
-    from vat_nb.runs.results import MARKED, fill, render_results
+    sys.path.insert(0, str(DOCS))
+    from studies import MARKED, fill, render_results
 
     assert (DOCS / "results.md").read_text(encoding="utf-8") == render_results(PROJECT), (
         "run make results and commit what it changes"
@@ -465,3 +466,29 @@ def test_results_are_of_the_kept_json():
             assert (text := (PROJECT / name).read_text(encoding="utf-8")) == fill(text, PROJECT), (
                 f"run make results: {name} has other figures"
             )
+
+
+def test_a_study_is_collected_and_fills_the_marks_of_a_page(tmp_path):
+    "Figures of a run are copied without its recipe, and stand between the marks; a study without figures is told."
+    sys.path.insert(0, str(DOCS))
+    from studies import Study, collect, fill, read_study, render_results
+    from tables import layers_table
+
+    figures = json.loads((DOCS / "results/layers.json").read_text())["runs"][0]
+    path = tmp_path / "runs/mine/layers.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(figures | dict(recipe=dict(epochs=3))))
+    mine, other = (
+        Study(name, "An example", "make layers", f"runs/{name}/layers.json", layers_table) for name in ("mine", "other")
+    )
+    assert collect(tmp_path, [mine, other]) == ["mine"]
+    assert "recipe" not in (tmp_path / "docs/results/mine.json").read_text()
+    page = render_results(tmp_path, [mine, other])
+    assert "# Results" in page and layers_table([figures]) in page and page.count("## ") == 1
+    page = fill("Before.\n<!-- study mine -->\nyesterday\n<!-- end -->\nAfter.", tmp_path, [mine])
+    assert layers_table([figures]) in page and "yesterday" not in page
+    assert page.startswith("Before.\n") and page.endswith("\nAfter.") and fill(page, tmp_path, [mine]) == page
+    with pytest.raises(ValueError, match="no figures of the study mine"):
+        fill(page, tmp_path, [])
+    with pytest.raises(ValueError, match="no figures of the study nothing"):
+        read_study(tmp_path, "nothing")

@@ -1,5 +1,6 @@
 "The project fits together: package and notebooks, README, parameters, imports."
 
+import ast
 import json
 import re
 import shutil
@@ -168,3 +169,18 @@ def test_stored_outputs_are_of_this_code():
         if shows and notebook.metadata.get("vat_nb", {}).get("digest") != digest(notebook):
             stale.append(path.stem)
     assert not stale, f'these show what other code did: run make notebooks N="{" ".join(stale)}"'
+
+
+def test_an_exported_cell_fits_on_a_screen():
+    "At most thirty lines; one class, such as a whole module, may have more."
+    longer = []
+    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
+        for cell in json.loads(path.read_text())["cells"]:
+            source = "".join(cell["source"])
+            if cell["cell_type"] != "code" or not source.startswith("#| export"):
+                continue
+            parts = [n for n in ast.parse(source).body if not isinstance(n, ast.Assign)]
+            one_class = len(parts) == 1 and isinstance(parts[0], ast.ClassDef)
+            if source.count("\n") > 30 and not one_class:
+                longer.append((path.name, parts[0].name))
+    assert not longer, f"cut these cells: {longer}"

@@ -90,7 +90,6 @@ from .runs.snapshots import *
 from .runs.launch import *
 from .runs.result_tables import *
 from .runs.page import *
-from .runs.results import *
 
 # %% ../nbs/7_look/07_all.ipynb #be877e61
 from .look.controls import *

@@ -129,7 +129,7 @@ def seed_step(*key: int) -> None:  # seed of the run, step, batch of the step, .
     "Seed the next draws with their place in the run."
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
-# %% ../nbs/1_method/18_train_loop.ipynb #90b1254f
+# %% ../nbs/1_method/18_train_loop.ipynb #a4b49fc0
 class CastWeights(torch.autograd.Function):
     "Convert weights to another precision all at once, and their gradients back."
 
@@ -149,7 +149,7 @@ def _convert(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     if copies: torch._foreach_copy_(copies, tensors)
     return copies
 
-
+# %% ../nbs/1_method/18_train_loop.ipynb #90b1254f
 @contextmanager
 def low_precision_weights(
     model: nn.Module,
@@ -170,14 +170,14 @@ def low_precision_weights(
     finally:
         for parameters, name, p in places: parameters[name] = p
 
-# %% ../nbs/1_method/18_train_loop.ipynb #1cb8d1da
+# %% ../nbs/1_method/18_train_loop.ipynb #6a1915e1
 class StepGradients(NamedTuple):
     "What the computation of a step returns, beside the gradients in the weights."
     output: StepOutput  # over all processes
     grad_norm: Tensor  # before clipping
     contexts: list[PretrainContext] | list[FinetuneContext]
 
-
+# %% ../nbs/1_method/18_train_loop.ipynb #1cb8d1da
 def compute_gradients(
     objective: Pretrain | Finetune, wrapped: nn.Module,  # the objective, and the same as accelerate wraps it
     batches: list[Batch],  # of a step, in this process

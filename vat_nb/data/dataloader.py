@@ -151,7 +151,7 @@ class ClipDataset(Dataset):
         if self.transform or self.store.transform: return [self[item] for item in items]
         return list(map(self.read, items))
 
-# %% ../../nbs/2_data/11_dataloader.ipynb #673033bc
+# %% ../../nbs/2_data/11_dataloader.ipynb #fb2eabe5
 def collate(
     samples: list[Sample],
 ) -> Batch:
@@ -165,7 +165,7 @@ def collate(
     targets = torch.tensor([s.targets for s in samples], dtype=torch.float).reshape(len(samples), -1)
     return Batch(video, video_mask, audio, audio_mask, labels, targets, index)
 
-
+# %% ../../nbs/2_data/11_dataloader.ipynb #673033bc
 def _pad_frames(
     clips: list[Sequence[np.ndarray | bytes]],  # T frames [H, W, 3] uint8 each, or their JPEGs
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool

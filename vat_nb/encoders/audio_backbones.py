@@ -17,10 +17,10 @@ from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
 from .weights import Checkpoint, import_optional, load_checkpoint, parse_computing_encoder
 
-# %% ../../nbs/4_encoders/05_audio_backbones.ipynb #625b78f9
+# %% ../../nbs/4_encoders/05_audio_backbones.ipynb #30ee04ad
 CHUNK_S = 30.0  # s of audio that are encoded at once
 
-
+# %% ../../nbs/4_encoders/05_audio_backbones.ipynb #625b78f9
 class AudioBackbone(nn.Module):
     "A pretrained encoder of audio: from waveforms to features; each family is a subclass."
 

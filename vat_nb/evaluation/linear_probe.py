@@ -22,7 +22,7 @@ from .svm_baseline import COSTS, fit_linear, linear_weights
 from ..types import Batch, Clip
 from ..model import VAT
 
-# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #cccf6064
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #3a0aa478
 TARGET_ALPHAS = tuple(10.0 ** k for k in range(0, 6))  # strengths of ridge regression that are tried
 
 
@@ -34,7 +34,7 @@ def _probe_input(model: VAT, batch: Batch) -> dict[str, torch.Tensor]:  # head -
     fused = torch.cat([video, audio], 1) if model.early_fusion else model.fusion(encoded.video, encoded.audio).cls
     return dict(video=video, audio=audio, fused=fused)
 
-
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #cccf6064
 @torch.no_grad()
 def probe_inputs(
     model: VAT,
@@ -59,7 +59,7 @@ def people_of_clips(clips: Sequence[Clip]) -> np.ndarray:
     "Return the speakers, or one name for all where a speaker is unknown: then clips are left out at random."
     return np.array([c.speaker for c in clips] if all(c.speaker for c in clips) else [""] * len(clips))
 
-# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #f71ae2d3
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #4414a155
 @torch.no_grad()
 def start_from_probe(
     model: VAT,  # changed in place
@@ -80,7 +80,7 @@ def start_from_probe(
         weight, bias = (np.concatenate(p) for p in zip(*maps))
         _write_probe(model, name, weight if projection is None else weight @ projection.T, bias)
 
-
+# %% ../../nbs/5_evaluation/06_linear_probe.ipynb #f71ae2d3
 def _write_probe(model: VAT, name: str, weight: np.ndarray, bias: np.ndarray) -> None:
     "Let a head begin at a linear map of its input to `probe_inputs`."
     layer, columns = model.heads[name].out[-1], slice(None)

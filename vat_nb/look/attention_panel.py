@@ -37,7 +37,7 @@ from .attention_figure import ClipWindow, attention_axes, clip_window_starts, ov
 from .attention_figure import plot_head_maps, plot_heat, read_piece, time_index
 from .controls import Controls
 
-# %% ../../nbs/7_look/03c_attention_panel.ipynb #06df7a5a
+# %% ../../nbs/7_look/03c_attention_panel.ipynb #49ee0936
 def write_film(
     path: str | Path,  # .mp4; its folder is made
     frames: np.ndarray,  # [T, H, W, 3] uint8
@@ -59,7 +59,7 @@ def write_film(
         )
     return path
 
-
+# %% ../../nbs/7_look/03c_attention_panel.ipynb #06df7a5a
 def film_bytes(
     frames: np.ndarray,  # these are as in `write_film`
     wave: np.ndarray,

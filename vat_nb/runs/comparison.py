@@ -60,7 +60,7 @@ def scored_clips(
         )
     return [c for c in data.usable(tests[0]) if is_labelled(c)]
 
-# %% ../../nbs/6_runs/01b_comparison.ipynb #606f178c
+# %% ../../nbs/6_runs/01b_comparison.ipynb #2fb6a29a
 def prediction_files(
     data: Store,
     recipe: Recipe,
@@ -71,7 +71,7 @@ def prediction_files(
     labels = labels_digest(data.clips)  # corrected labels make other runs
     return {c.name: folder / f"{run_key(recipe, *STAGES)} {labels} {c.name}.safetensors" for c in conditions}
 
-
+# %% ../../nbs/6_runs/01b_comparison.ipynb #606f178c
 def run_recipe(
     data: Store,
     recipe: Recipe,
@@ -96,7 +96,7 @@ def run_recipe(
             save_predictions(files[c.name], predictions, recipe.part("both", *STAGES))
     return {name: load_predictions(f, clips, recipe.part("both", *STAGES)) for name, f in files.items()}
 
-# %% ../../nbs/6_runs/01b_comparison.ipynb #be0c7099
+# %% ../../nbs/6_runs/01b_comparison.ipynb #4ccbb9b2
 def train_side_by_side(
     runs: Sequence[tuple[Store, Recipe, Path]],  # data, recipe and folder of each
     accelerator: Accelerator,  # a GPU takes one run at a time: nothing is trained here
@@ -122,7 +122,7 @@ def train_side_by_side(
             for job in tqdm(as_completed(jobs), "runs side by side", len(jobs), unit="pretraining"): job.result()
         finally: pool.shutdown(cancel_futures=True)
 
-
+# %% ../../nbs/6_runs/01b_comparison.ipynb #be0c7099
 def _end_with_parent() -> None:
     "End this process as soon as the one that started it is gone, killed for example."
     def watch() -> None:

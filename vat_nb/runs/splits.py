@@ -119,7 +119,7 @@ def subsample_labels(
     rest = [drop_labels(c) for i, c in enumerate(train) if i not in selected]
     return [c for i, c in enumerate(train) if i in selected], rest
 
-# %% ../../nbs/6_runs/00_splits.ipynb #2cfc018b
+# %% ../../nbs/6_runs/00_splits.ipynb #bc8a7b3c
 class Split(NamedTuple):
     "The roles of a release's clips."
     train: list[Clip]  # labelled: they are trained on
@@ -129,7 +129,7 @@ class Split(NamedTuple):
     draws: int  # labelled clips of an epoch; where label_fraction removes labels, the others are repeated
     held: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
 
-
+# %% ../../nbs/6_runs/00_splits.ipynb #2cfc018b
 def spread(
     clips: list[Clip],
     most: int,  # clips

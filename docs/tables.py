@@ -1,0 +1,353 @@
+"The tables of docs/results.md: a function for each kind of study turns the JSON of its runs into Markdown."
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from vat_nb.evaluation.predictions import fused_against
+from vat_nb.model import HEADS
+from vat_nb.runs.result_tables import (
+    HEADS_AVERAGED,
+    answer_scores,
+    comparable_starts,
+    difference_text,
+    gain_text,
+    interval_text,
+    markdown_table,
+    ratio_ranges,
+)
+
+
+def folds_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the weighted F1 of VAT and of linear models on the same features, by stream."
+    answers = [a for r in runs for a in r["answers"]]
+    names = answers[0]["said"]
+    rivals = [name for name in names if name.startswith("logistic regression") and name.endswith(", fused")]
+    scores = answer_scores(answers, rivals)
+    systems = list(dict.fromkeys(name.rpartition(", ")[0] for name in scores))
+
+    def cell(name: str) -> str:
+        return interval_text(scores[name]["f1"]) if name in scores else ""
+
+    rows = [[s, *(cell(f"{s}, {h}") for h in ("audio", "video", "fused"))] for s in systems]
+    size = f"{len(answers[0]['ids'])} clips, {len(answers)} seeds."
+    chosen = f"Layers of the sound that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
+    layers = chosen if runs[0].get("layer_losses") else ""  # from scratch there are none
+    table = markdown_table(["", "audio", "video", "fused"], rows)
+    return "\n\n".join(filter(None, [table, _gain_sentences(scores), f"{size} {layers}".strip()]))
+
+
+def _gain_sentences(scores: dict[str, dict[str, tuple[float, float, float]]]) -> str:
+    "Write the differences of VAT from linear models as sentences."
+    gains = []
+    for system, title in (("VAT", "Fused head"), (HEADS_AVERAGED, "Heads averaged")):
+        for name, value in scores.get(f"{system}, fused", {}).items():
+            if name == "f1":
+                continue
+            rival = name.removeprefix("against ").removesuffix(", fused")
+            gains.append(f"{title} against {rival}: {gain_text(value)}.")
+    return " ".join(gains)
+
+
+def both_ways(row: dict[str, float]) -> list[str]:
+    "Format the recall of a row of `retrieval`, from video to audio and back."
+    return [interval_text([row[d], row[f"{d} low"], row[f"{d} high"]]) for d in ("video->audio", "audio->video")]
+
+
+def both_scores(row: dict[str, float]) -> list[str]:
+    "Format the areas of the matching head and of the cosine, of a row of `matching`."
+    keys = ("matching", "low", "high"), ("cosine", "cosine low", "cosine high")
+    return [interval_text([row[k] for k in names]) for names in keys]
+
+
+def alignment_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate recall and matching of held-out clips."
+    r = runs[0]
+    recall = [[str(x["k"]), f"{x['chance']:.3f}", *both_ways(x)] for x in r["retrieval"]]
+    wrong = [[name, f"{m['clips']:.0f}", *both_scores(m)] for name, m in r["matching"].items()]
+    size = f"{r['held_out']} held-out clips; pretraining took {r['pretrain_seconds'] / 60:.1f} minutes."
+    return "\n\n".join(
+        [
+            markdown_table(["recall at", "chance", "video to audio", "audio to video"], recall),
+            markdown_table(["wrong voice", "clips", "matching head", "cosine"], wrong),
+            size,
+        ]
+    )
+
+
+# settings that the study lrwar_values changes
+VALUES = (
+    "seed=0",
+    "random_negatives=0.0",
+    "random_negatives=1.0",
+    "contrast_keys=teacher",
+    "early_fusion=False",
+    "feature_dropout=0.0",
+    "alpha=0.4",
+)
+
+
+def values_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate recall and matching of runs with one changed value, after which their folders are named."
+    by_folder = {r["folder"]: r for r in runs}
+    rows = []
+    for value in filter(by_folder.get, VALUES):
+        recall = next(x for x in by_folder[value]["retrieval"] if x["k"] == 10)
+        name = "the recipe" if value == "seed=0" else value.replace("=", " ")
+        rows.append([name, *both_ways(recall), *both_scores(by_folder[value]["matching"]["another clip's"])])
+    names = ["", "recall at 10, video to audio", "audio to video", "matching head", "cosine"]
+    return "\n\n".join([markdown_table(names, rows), f"{runs[0]['held_out']} held-out clips."])
+
+
+def demo_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the scores of every split, the results of pretraining, and how well holes in the audio are filled."
+    r = runs[0]
+    rows = [[s, str(x["clips"]), *(interval_text(v) for v in x["intervals"].values())] for s, x in r["splits"].items()]
+    names = ["split", "clips", *next(iter(r["splits"].values()))["intervals"]]
+    against = fused_against(r["splits"])
+    return "\n\n".join(
+        [
+            markdown_table(names, rows),
+            *([against] if against else []),
+            alignment_table(runs),
+            _pair_kinds(r["blocks"]),
+            _masked_errors(r["masked"]),
+        ]
+    )
+
+
+def _pair_kinds(rows: list[dict[str, Any]]) -> str:  # of `pair_table`
+    "Tabulate pairs that share person or emotion."
+    blocks = [
+        [
+            x["pairs"],
+            f"{x['number']:.0f}",
+            f"{x['cosine']:.2f}",
+            "" if np.isnan(x["area"]) else interval_text([x["area"], x["low"], x["high"]]),
+        ]
+        for x in rows
+    ]
+    return markdown_table(["pairs that share", "number", "mean cosine", "own pairs told from them"], blocks)
+
+
+def _masked_errors(rows: list[dict[str, Any]]) -> str:  # of the masked report
+    "Tabulate the error of masked audio, by what fills the holes."
+    holes = [
+        [
+            x["filled with"],
+            f"{x['error']:.3f}",
+            "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})",
+        ]
+        for x in rows
+    ]
+    return markdown_table(["holes of the sound filled with", "squared error", "more than with its own video"], holes)
+
+
+CONSISTENCY_TITLES = dict(
+    matching="matching head",
+    cosine="cosine of the two vectors",
+    rank="rank among all sounds",
+    sync="loudness follows the lips",
+    inconsistency="combined",
+)
+
+
+def audit_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the area under the ROC curve of each consistency score, by kind of fault."
+    run, kinds = runs[0], ("swapped", "shifted")
+    cell = {(r["score"], r["kind"]): r for r in run["areas"] if r["judge"] == "student"}
+    rows = [
+        [title, *(interval_text([cell[name, k][x] for x in ("area", "low", "high")]) for k in kinds)]
+        for name, title in CONSISTENCY_TITLES.items()
+    ]
+    faults = " and ".join(f"{cell['cosine', k]['clips']} {k}" for k in kinds)
+    size = f"{run['clips']} clips, of which {faults}; pretraining took {run['pretrain_seconds'] / 60:.1f} minutes."
+    lips = f"The loudness that faces foretell has a correlation of {run['lips']:.2f} with the one that is heard"
+    return "\n\n".join(
+        [
+            markdown_table(["score", *kinds], rows),
+            f"{size} {lips}: below 0.2 the lips do not count in the combined score.",
+        ]
+    )
+
+
+def ladder_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate each row of an ablation, with the paired difference from the row above."
+    run = runs[0]
+    rows = [
+        [r["row"], f"{r['score']:.2f}", difference_text(r), *(f"{r[k]:.2f}" for k in ("no_audio", "no_video"))]
+        for r in run["rows"]
+    ]
+    total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
+    missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
+    size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    names = ["", "fused", "difference to the row above", "without sound", "without picture"]
+    return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
+
+
+def causes_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the cost of each cause, and the scores where fine-tuning starts."
+    r = runs[0]
+
+    def gain(row: dict[str, Any], measure: str) -> str:
+        return gain_text(row["gain"][measure])
+
+    rows = [
+        [
+            x["row"],
+            f"{x['video->audio']:.2f}, {x['audio->video']:.2f}",
+            gain(x, "video->audio"),
+            f"{x['matching']:.2f}",
+            gain(x, "matching"),
+        ]
+        for x in r["rows"]
+    ]
+    names = ["", "recall at 5, both ways", "lost, video to audio", "matching head", "lost"]
+    starts = [[f"{x['share']:.0%}", x["start"], *(f"{x[h]:.2f}" for h in HEADS)] for x in r["starts"]]
+    return "\n\n".join(
+        [
+            markdown_table(names, rows),
+            markdown_table(["labels", "fine-tuning starts", *HEADS], starts),
+            f"{r['clips']} clips of people who are in no split, {len(r['seeds'])} seeds.",
+        ]
+    )
+
+
+def shares_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate scores by share of labels, and the worth of each part there."
+    run = runs[0]
+    shares = sorted({r["share"] for r in run["scores"]})
+
+    def lines(rows: list[dict[str, Any]], key: str, text: Callable[[dict[str, Any]], str]) -> list[list[str]]:
+        cells = {(r[key], r["share"]): text(r) for r in rows}
+        return [[n, *(cells.get((n, s), "") for s in shares)] for n in dict.fromkeys(r[key] for r in rows)]
+
+    scores = lines(run["scores"], "variant", lambda r: f"{r['score']:.2f}")
+    worth = lines(run["worth"], "part", difference_text)
+    names = ["share of labels", *(f"{s:.0%}" for s in shares)]
+    size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    if run.get("demos"):
+        size = f"{run['clips']} scored clips of {run['demos']} demos, each with people of its own."
+    blocks = [markdown_table(names, scores), markdown_table(names, worth)]
+    if "heads" in run:
+        heads = [[name, *map(interval_text, row.values())] for name, row in run["heads"]["rows"].items()]
+        blocks.append(markdown_table([f"heads, {run['heads']['share']:.0%} of the labels", *HEADS], heads))
+    return "\n\n".join([*blocks, size])
+
+
+def layers_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate logistic regression on each layer."
+
+    def cell(row: dict[str, Any], kind: str) -> str:
+        return interval_text([row[f"{kind} {k}"] for k in ("F1", "low", "high")])
+
+    rows = [[r["features"], *(cell(r, kind) for kind in ("unseen", "per speaker"))] for r in runs[0]["rows"]]
+    size = f"{runs[0]['clips']} clips of {runs[0]['people']} people."
+    return "\n\n".join([markdown_table(["features", "unseen person", "per speaker"], rows), size])
+
+
+def costs_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the cost of features, and of epochs on them."
+    run = runs[0]["features"]
+    rows = [
+        [
+            r["stream"],
+            f"{r['encoder']}, {r['layers']}",
+            r["way"],
+            f"{r['ms_per_clip']:.0f}",
+            f"{r['clips_per_core_minute']:.0f}",
+            f"{r['times_ours']:.1f}",
+        ]
+        for r in run["extraction"]
+    ]
+    names = ["", "encoder, layers", "way", "ms of a core for a clip", "clips in a minute of a core", "times ours"]
+    epochs = [f"an epoch of {r['stage']} on {r['clips']} clips {r['seconds']:.1f} s of a core" for r in run["epochs"]]
+    memory = [f"{name} {value:.0f} MB" for name, value in run["memory"].items()]
+    text = (
+        f"Clips of {run['clip_seconds']:.1f} s; {'; '.join(epochs)}. "
+        f"Most memory: {', '.join(memory)}. For 74 000 such clips:"
+    )
+    return "\n\n".join([markdown_table(names, rows), text, _plan_table(run["plan"])])
+
+
+def _plan_table(plan: list[dict[str, Any]]) -> str:
+    "Tabulate time and room for a large release, by the number of cores."
+    keys = [k for k in plan[0] if k.endswith("_epoch_minutes")]
+    rows = [
+        [str(r["cores"]), f"{r['feature_hours']:.1f}", f"{r['cache_GB']:.1f}", *(f"{r[k]:.0f}" for k in keys)]
+        for r in plan
+    ]
+    titles = [f"minutes of an epoch ({k.removesuffix('_epoch_minutes')})" for k in keys]
+    return markdown_table(["cores", "hours of features", "GB of cache", *titles], rows)
+
+
+def speed_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the ratios over the starts of all machines, and what does not depend on the machine."
+    run = runs[0]
+    starts = comparable_starts(run["starts"])
+    rows = [
+        [
+            r.Index,
+            f"{r.median:.2f}",
+            f"{r.lowest:.2f} to {r.highest:.2f}",
+            *map(str, (r.starts, r.quiet, r.days, r.machines)),
+        ]
+        for r in ratio_ranges(starts).itertuples()
+    ]
+    names = ["ratio", "median", "range", "starts", "of them quiet", "days", "machines"]
+    machines = "; ".join(dict.fromkeys(s["machine"] for s in starts))
+    blocks = [markdown_table(names, rows), f"The starts ran on: {machines}."]
+    if "step" in run:
+        counts = [
+            [r["way"], f"{r['peak_MiB']:.0f}", str(r["operations"]), str(r["synchronisations"])]
+            for r in run["step"]["table"]
+        ]
+        names = ["each change adds to those before", "peak memory (MiB)", "operations", "waits of the host"]
+        blocks.append(markdown_table(names, counts))
+    if "table" in run.get("gpu", {}):
+        blocks.append(_gpu_table(run))
+    return "\n\n".join(blocks)
+
+
+def _gpu_table(run: dict[str, Any]) -> str:
+    "Tabulate the epochs on a GPU."
+    rows = [
+        [
+            r["stage"] + (", compiled" if r["compiled"] else ""),
+            f"{r['ms']:.0f}",
+            f"{r['MFU']:.2f}",
+            f"{r['clips_per_s']:.0f}",
+            f"{r['peak_GiB']:.1f}",
+        ]
+        for r in run["gpu"]["table"]
+    ]
+    names = ["", "ms of a step", "MFU", "clips per second", "GiB"]
+    text = (
+        f"{run['device']}, bf16, {run['gpu']['batch']} clips in a step; matrix products reach "
+        f"{run['gpu']['peak_TFLOP_per_s']:.0f} TFLOP/s."
+    )
+    return "\n\n".join([markdown_table(names, rows), text])
+
+
+def fits_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the memory of a step at the paper's size."
+    shape, table = runs[0]["fits"]["shape"], runs[0]["fits"]["table"]
+    names = [k for k in table[0] if k.startswith("clips")]
+    rows = [[r["value"], f"{r['held_GB']:.1f}", f"{r['clip_GB']:.2f}", *(str(r[k]) for k in names)] for r in table]
+    size = f"{shape['frames']} frames of {shape['side']} px and {shape['seconds']} s of audio."
+    return "\n\n".join([markdown_table(["value", "GB held", "GB for each clip, fp32", *names], rows), size])
+
+
+def pairs_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the cost of the named pairs of encoders."
+    names = [
+        "pair",
+        "MB of audio weights that are read",
+        "MB of video weights",
+        "s of a core: sound",
+        "s of a core: picture",
+    ]
+    sizes, times = ("audio_MB", "video_MB"), ("audio_s", "video_s")
+    rows = [[r["pair"], *(f"{r[k]:.0f}" for k in sizes), *(f"{r[k]:.1f}" for k in times)] for r in runs[0]["pairs"]]
+    return markdown_table(names, rows)
