@@ -17,7 +17,8 @@ from nbclient import NotebookClient
 
 TOP = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
-CLONE = re.compile(r"/[\w./-]+/(?=(?:runs|data)/)")  # where a run's clone lay: nobody else has it there
+# where a run's clone lay, or a release elsewhere on its machine: nobody else has it there
+CLONE = re.compile(r"/[\w./-]+/(?=(?:runs|data)/)|(?<=[' ])/[\w./-]+/(?=[\w.-]+')")
 
 
 def digest(notebook):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 import math, os, numpy as np, simplejpeg, torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 from ..types import SAMPLE_RATE, Batch, Clip, lengths_mask
 from .decoding import DecodedClip
 from .store import Store
@@ -159,8 +159,10 @@ def collate(
     video, video_mask = _pad_frames([s.frames for s in samples])
     waves = [s.wave for s in samples]
     audio = torch.zeros(len(samples), max(1, *map(len, waves)), dtype=torch.int16)
-    for row, w in zip(audio, waves): row[:len(w)] = torch.from_numpy(w)
-    audio_mask = lengths_mask(torch.tensor([len(w) for w in waves]), audio.shape[1])
+    audio_mask = torch.zeros(audio.shape, dtype=torch.bool)
+    for row, mask, w in zip(audio, audio_mask, waves):
+        row[:len(w)] = torch.from_numpy(w)
+        mask[:len(w)] = True
     labels, index = torch.tensor([s.label for s in samples]), torch.tensor([s.index for s in samples])
     targets = torch.tensor([s.targets for s in samples], dtype=torch.float).reshape(len(samples), -1)
     return Batch(video, video_mask, audio, audio_mask, labels, targets, index)
@@ -171,7 +173,7 @@ def _pad_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
     t, first = max(1, *map(len, clips)), next((f[0] for f in clips if len(f)), None)
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
-    video = torch.zeros(len(clips), t, *side, 3, dtype=torch.uint8)
+    video = _allocate_pixels(len(clips), t, *side, 3)
     for row, frames in zip(video.numpy(), clips):
         for slot, frame in zip(row, frames):
             pixels = _decode(frame, slot)
@@ -181,8 +183,17 @@ def _pad_frames(
                     f"uint8 {(*side, 3)}: all must be alike"
                 )
             if not isinstance(frame, bytes): slot[:] = pixels
+        row[len(frames):] = 0
     # colours stay together in memory, as the decoder writes them: turning the axes would copy every picture
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
+
+# %% ../../nbs/2_data/11_dataloader.ipynb #004ffba6
+def _allocate_pixels(*shape: int) -> torch.Tensor:  # uint8, of any content
+    size = math.prod(shape)
+    if get_worker_info(): room = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size + 32))
+    else: room = torch.from_numpy(np.empty(size + 32, np.uint8))  # numpy asks for large pages, torch does not
+    first = (16 - room.data_ptr()) % 32
+    return room[first : first + size].view(shape)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #ff376ec7
 def detach_from_group(worker: int) -> None:  # worker: its number
