@@ -176,6 +176,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'vat_nb.data.dataloader._allocate_pixels': ( '2_data/dataloader.html#_allocate_pixels',
                                                                                      'vat_nb/data/dataloader.py'),
                                         'vat_nb.data.dataloader._decode': ('2_data/dataloader.html#_decode', 'vat_nb/data/dataloader.py'),
+                                        'vat_nb.data.dataloader._decoding_place': ( '2_data/dataloader.html#_decoding_place',
+                                                                                    'vat_nb/data/dataloader.py'),
                                         'vat_nb.data.dataloader._pad_frames': ( '2_data/dataloader.html#_pad_frames',
                                                                                 'vat_nb/data/dataloader.py'),
                                         'vat_nb.data.dataloader.assign_shards': ( '2_data/dataloader.html#assign_shards',

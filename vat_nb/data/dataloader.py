@@ -173,27 +173,30 @@ def _pad_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
     t, first = max(1, *map(len, clips)), next((f[0] for f in clips if len(f)), None)
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
-    video = _allocate_pixels(len(clips), t, *side, 3)
+    video, place = _allocate_pixels(len(clips), t, *side, 3), _decoding_place(*side, 3)
     for row, frames in zip(video.numpy(), clips):
         for slot, frame in zip(row, frames):
-            pixels = _decode(frame, slot)
+            pixels = _decode(frame, place)
             if pixels.shape != (*side, 3) or pixels.dtype != np.uint8:
                 raise ValueError(
                     f"a picture is {pixels.dtype} {pixels.shape} where the first of its batch is "
                     f"uint8 {(*side, 3)}: all must be alike"
                 )
-            if not isinstance(frame, bytes): slot[:] = pixels
+            slot[:] = pixels
         row[len(frames):] = 0
     # colours stay together in memory, as the decoder writes them: turning the axes would copy every picture
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #004ffba6
 def _allocate_pixels(*shape: int) -> torch.Tensor:  # uint8, of any content
-    size = math.prod(shape)
-    if get_worker_info(): room = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size + 32))
-    else: room = torch.from_numpy(np.empty(size + 32, np.uint8))  # numpy asks for large pages, torch does not
-    first = (16 - room.data_ptr()) % 32
-    return room[first : first + size].view(shape)
+    if not get_worker_info(): return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)
+
+
+def _decoding_place(*shape: int) -> np.ndarray:  # uint8, of any content
+    room = np.empty(math.prod(shape) + 32, np.uint8)
+    first = (16 - room.ctypes.data) % 32
+    return room[first : first + math.prod(shape)].reshape(shape)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #ff376ec7
 def detach_from_group(worker: int) -> None:  # worker: its number
