@@ -44,8 +44,8 @@ def store(path):
     "Execute one notebook of the book, or copy what its run showed."
     notebook = nbformat.read(path, 4)
     if path.parent.name == "nbs":
-        places = [TOP / "runs/demo", *sorted(TOP.glob("runs/*"))]  # on the demo, or where else it ran
-        ran = next((p / path.name for p in places if (p / path.name).is_file()), None)
+        runs = sorted(TOP.glob(f"runs/*/{path.name}"))
+        ran = min(runs, key=lambda p: p.parent.name != "demo", default=None)  # on the demo, or where else it ran
         if ran is None:
             return f"{path.name}: it has not run"
         shown = {c.source: c.outputs for c in nbformat.read(ran, 4).cells if c.cell_type == "code"}

@@ -137,7 +137,7 @@ def _masked_errors(rows: list[dict[str, Any]]) -> str:  # of the masked report
         [
             x["filled with"],
             f"{x['error']:.3f}",
-            "" if np.isnan(x["low"]) else f"{x['more']:+.3f} ({x['low']:+.3f} to {x['high']:+.3f})",
+            gain_text([x["more"], x["low"], x["high"]], 3),
         ]
         for x in rows
     ]

@@ -25,6 +25,7 @@ from browser import ARTEFACTS, FLAGS, find_chromium
 from conftest import PROJECT
 
 DOCS = PROJECT / "docs"
+sys.path.insert(0, str(DOCS))  # its scripts are tested here
 PAGES = {str(p.relative_to(DOCS)): p.read_text(encoding="utf-8") for p in sorted(DOCS.rglob("*.md"))} | {
     "data.md": (PROJECT / "data/README.md").read_text(encoding="utf-8")
 }
@@ -212,7 +213,6 @@ def test_python_of_the_pages_is_real(page, code):
 
 def test_pictures_of_the_pages_are_drawn(demo_run, small_release):
     "The pictures of docs/draw.py, of a run that is there."
-    sys.path.insert(0, str(DOCS))
     from draw import plot_by_person, plot_patterns
 
     axs = plot_by_person(demo_run, small_release, demo_run.parents[1] / "store")
@@ -379,7 +379,6 @@ def test_patterns_are_what_the_page_says():
     "What is drawn is the cosine of the vectors, and each pattern has the recall that its name promises."
     import numpy as np
 
-    sys.path.insert(0, str(DOCS))
     from draw import PATTERNS, TASK, explained, made_up, plot_patterns
     from vat_nb.look.figures import alignment_order
     from vat_nb.evaluation.metrics import retrieval_recall
@@ -455,7 +454,6 @@ def test_every_page_opens_in_a_browser(site, page):
 
 def test_results_are_of_the_kept_json():
     "The page of results is what its command writes from the figures that are kept."
-    sys.path.insert(0, str(DOCS))
     from studies import MARKED, fill, render_results
 
     assert (DOCS / "results.md").read_text(encoding="utf-8") == render_results(PROJECT), (
@@ -470,7 +468,6 @@ def test_results_are_of_the_kept_json():
 
 def test_a_study_is_collected_and_fills_the_marks_of_a_page(tmp_path):
     "Figures of a run are copied without its recipe, and stand between the marks; a study without figures is told."
-    sys.path.insert(0, str(DOCS))
     from studies import Study, collect, fill, read_study, render_results
     from tables import layers_table
 

@@ -123,12 +123,19 @@ def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
     assert not [p for p in shipped if re.search(r"token\s*=\s*(''|\"\")", p.read_text(errors="ignore"))]
 
 
-def test_lines_are_short():
-    "120 columns in every notebook; ruff holds the rest."
+def sources():
+    "The name of a notebook and the text of a cell, for every cell that is not prose."
     for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            long = [line for line in "".join(cell["source"]).splitlines() if len(line) > 120]
-            assert cell["cell_type"] == "markdown" or not long, f"{path.name}: {long[0][:80]}..."
+            if cell["cell_type"] != "markdown":
+                yield path.name, "".join(cell["source"])
+
+
+def test_lines_are_short():
+    "120 columns in every notebook; ruff holds the rest."
+    for name, source in sources():
+        long = [line for line in source.splitlines() if len(line) > 120]
+        assert not long, f"{name}: {long[0][:80]}..."
 
 
 def module_of(cells):
@@ -173,14 +180,7 @@ def test_stored_outputs_are_of_this_code():
 
 def test_an_exported_cell_fits_on_a_screen():
     "At most thirty lines; one class, such as a whole module, may have more."
-    longer = []
-    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
-        for cell in json.loads(path.read_text())["cells"]:
-            source = "".join(cell["source"])
-            if cell["cell_type"] != "code" or not source.startswith("#| export"):
-                continue
+    for name, source in sources():
+        if source.startswith("#| export") and source.count("\n") > 30:
             parts = [n for n in ast.parse(source).body if not isinstance(n, ast.Assign)]
-            one_class = len(parts) == 1 and isinstance(parts[0], ast.ClassDef)
-            if source.count("\n") > 30 and not one_class:
-                longer.append((path.name, parts[0].name))
-    assert not longer, f"cut these cells: {longer}"
+            assert [type(n) for n in parts] == [ast.ClassDef], f"{name}: cut the cell of {source.splitlines()[1][:80]}"

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MediaTransform', 'window_starts', 'WindowSampler', 'Sample', 'cut_window', 'assign_shards', 'ClipDataset', 'collate',
-           'detach_from_group', 'make_loader', 'train_valid_split']
+           'allocate_pixels', 'detach_from_group', 'make_loader', 'train_valid_split']
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #b91b6f89
 from collections import Counter
@@ -159,10 +159,8 @@ def collate(
     video, video_mask = _pad_frames([s.frames for s in samples])
     waves = [s.wave for s in samples]
     audio = torch.zeros(len(samples), max(1, *map(len, waves)), dtype=torch.int16)
-    audio_mask = torch.zeros(audio.shape, dtype=torch.bool)
-    for row, mask, w in zip(audio, audio_mask, waves):
-        row[:len(w)] = torch.from_numpy(w)
-        mask[:len(w)] = True
+    for row, w in zip(audio, waves): row[:len(w)] = torch.from_numpy(w)
+    audio_mask = lengths_mask(torch.tensor([len(w) for w in waves]), audio.shape[1])
     labels, index = torch.tensor([s.label for s in samples]), torch.tensor([s.index for s in samples])
     targets = torch.tensor([s.targets for s in samples], dtype=torch.float).reshape(len(samples), -1)
     return Batch(video, video_mask, audio, audio_mask, labels, targets, index)
@@ -173,7 +171,7 @@ def _pad_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
     t, first = max(1, *map(len, clips)), next((f[0] for f in clips if len(f)), None)
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
-    video, place = _allocate_pixels(len(clips), t, *side, 3), _decoding_place(*side, 3)
+    video, place = _allocate_batch(len(clips), t, *side, 3), allocate_pixels(*side, 3)
     for row, frames in zip(video.numpy(), clips):
         for slot, frame in zip(row, frames):
             pixels = _decode(frame, place)
@@ -188,15 +186,20 @@ def _pad_frames(
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #004ffba6
-def _allocate_pixels(*shape: int) -> torch.Tensor:  # uint8, of any content
-    if not get_worker_info(): return torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages
+def allocate_pixels(
+    *shape: int,
+    offset: int = 16,  # bytes from a multiple of 32 to the first pixel
+) -> np.ndarray:  # uint8, of any content
+    "Allocate pixels at a place in memory where a JPEG is decoded fast."
+    size = math.prod(shape)
+    room = np.empty(size + 32, np.uint8)
+    first = (offset - room.ctypes.data) % 32
+    return room[first : first + size].reshape(shape)
+
+
+def _allocate_batch(*shape: int) -> torch.Tensor:  # uint8, of any content
+    if not get_worker_info(): return torch.empty(shape, dtype=torch.uint8)
     return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)
-
-
-def _decoding_place(*shape: int) -> np.ndarray:  # uint8, of any content
-    room = np.empty(math.prod(shape) + 32, np.uint8)
-    first = (16 - room.ctypes.data) % 32
-    return room[first : first + math.prod(shape)].reshape(shape)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #ff376ec7
 def detach_from_group(worker: int) -> None:  # worker: its number

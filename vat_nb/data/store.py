@@ -48,13 +48,13 @@ def _parse_media(raw: bytes) -> DecodedClip:  # raises anything where raw is no 
     for name, dtype in CLIP_DTYPES.items():
         x = arrays[name]
         if x.dtype != dtype or x.ndim != 1: raise ValueError(f"{name} is {x.ndim} axes of {x.dtype}")
-    jpegs, offsets, times = memoryview(arrays["jpeg"]), arrays["offsets"].tolist(), arrays["times"]
+    jpegs, offsets, times = arrays["jpeg"].tobytes(), arrays["offsets"].tolist(), arrays["times"]
     spans = len(offsets) == len(times) + 1 and [*offsets[:1], *offsets[-1:]] == [0, len(jpegs)]
     if not spans or sorted(offsets) != offsets or not np.isfinite(times).all():
         raise ValueError("its frames are not where it says")
     header = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
     metadata = read_json(header["__metadata__"]["about"], "its description")
-    frames = [bytes(jpegs[a:b]) for a, b in zip(offsets, offsets[1:])]
+    frames = [jpegs[a:b] for a, b in zip(offsets, offsets[1:])]
     duration, reasons, detail = float(metadata["duration"]), tuple(metadata["reasons"]), str(metadata["detail"])
     box = metadata["box"] and tuple(map(int, metadata["box"]))
     return DecodedClip(frames, times, arrays["audio"], duration, reasons, detail, box)
