@@ -33,7 +33,7 @@ def write_noise(folder, clips):
     import simplejpeg
     from vat_nb.types import Clip
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LEDGER, append_rows, write_clips, save_clip
+    from vat_nb.data.store import LEDGER, StoreSettings, append_rows, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
     rng = np.random.default_rng(0)
@@ -56,7 +56,7 @@ def write_noise(folder, clips):
         decoded = DecodedClip(jpegs, np.arange(10) / 10 + 0.05, audio, 1.0, (), "")
         save_clip(folder / "clips" / f"{c.id}.safetensors", decoded)
     append_rows(folder, [row | dict(id=c.id, split=c.split) for c in made])
-    write_clips(folder, made, MER23, dict(fps=10.0, size=64, quality=90, faces=None))
+    write_clips(folder, made, MER23, StoreSettings(fps=10.0, size=64, quality=90, faces=None))
     return folder
 
 

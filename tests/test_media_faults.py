@@ -130,8 +130,9 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 
 def test_a_rerun_does_nothing(run, folder):
     from vat_nb.data.preprocessing import unfinished
+    from vat_nb.data.store import StoreSettings
 
-    assert unfinished(clips_of(folder), run[2], dict(fps=FPS, size=SIZE, quality=90, faces=None)) == []
+    assert unfinished(clips_of(folder), run[2], StoreSettings(fps=FPS, size=SIZE, quality=90, faces=None)) == []
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,8 @@ LONG = """
 import sys
 from vat_nb.types import Clip
 from vat_nb.data.preprocessing import preprocess_clip
-settings = dict(fps=4.0, size=160, quality=90, faces="cascade")
+from vat_nb.data.store import StoreSettings
+settings = StoreSettings(fps=4.0, size=160, quality=90, faces="cascade")
 row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], settings)
 peak = next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(row["status"], row["frames"], row["samples"], peak)

@@ -336,7 +336,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LEDGER, append_rows, open_store, write_clips, save_clip
+    from vat_nb.data.store import LEDGER, StoreSettings, append_rows, open_store, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
@@ -367,7 +367,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
             )
         )
     append_rows(tmp_path, rows)
-    write_clips(tmp_path, clips, MER23, dict(fps=10.0, size=32, quality=90, faces=None))
+    write_clips(tmp_path, clips, MER23, StoreSettings(fps=10.0, size=32, quality=90, faces=None))
     store = open_store(tmp_path)
     recipe = recipe_of(names, store, fps=10.0)
     prepare_features(store, recipe)

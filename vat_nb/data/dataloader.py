@@ -121,7 +121,7 @@ class ClipDataset(Dataset):
     ):
         self.store, self.clips = store, clips
         self.frames, self.transform = frames, transform
-        self.fps, self.side = store.settings["fps"], store.settings["size"]
+        self.fps, self.side = store.settings.fps, store.settings.size
         self.lengths = [max(round(d * self.fps), 1) for d in store.ledger.loc[[c.id for c in clips], "duration"]]
 
     def __len__(self) -> int: return len(self.clips)

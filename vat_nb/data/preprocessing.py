@@ -12,6 +12,7 @@ import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from .label_record import describe_changes, labels_digest, record_rows
 from .decoding import ERROR_CODES, MediaError, read_clip
 from .validation import Task
 from vat_nb.data.store import (
-    LEDGER, append_rows, machine_independent, open_store, read_ledger, save_clip, write_clips, write_ledger,
+    LEDGER, StoreSettings, append_rows, open_store, read_ledger, save_clip, write_clips, write_ledger,
 )
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #0d9e3e59
@@ -33,11 +34,11 @@ RETRYABLE = ("TIMEOUT", "CRASHED")  # reasons that may not be the file's fault: 
 
 def settings_hash(
     clip: Clip,
-    settings: dict[str, Any],  # fps, size, quality, faces
+    settings: StoreSettings,
 ) -> str:  # 12 hexadecimal digits
     "Compute a hash that changes when the settings change, or the part of the file that is used."
     audio = [Path(printable(clip.audio)).name] if clip.audio else []
-    used = [machine_independent(settings), clip.start, clip.end, *audio]
+    used = [asdict(settings.portable()), clip.start, clip.end, *audio]
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -52,7 +53,7 @@ def _fingerprint(clip: Clip) -> tuple[int, int]:  # size of its files in bytes, 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #42989656
 def failed_row(
     clip: Clip,
-    settings: dict[str, Any],  # fps, size, quality, faces
+    settings: StoreSettings,
     reason: str,  # a code of `decoding.ERROR_CODES`
     detail: str = "",
 ) -> dict[str, Any]:
@@ -66,14 +67,14 @@ def failed_row(
 def preprocess_clip(
     clip: Clip,
     folder: str | Path,  # the store's clips/
-    settings: dict[str, Any],  # fps, size, quality: arguments of `read_clip`; faces: name of a detector
+    settings: StoreSettings,
     timeout_s: float = 300.0,  # s that reading may take
 ) -> dict[str, Any]:  # the ledger row
     "Read one clip, write it to the store, report how it went. Raises OSError only when the store cannot be written."
     row, target = failed_row(clip, settings, ""), Path(folder, clip_file(clip.id))  # the file as it is before reading
-    options = {k: v for k, v in settings.items() if k != "faces"}
-    options |= dict(start=clip.start, end=clip.end, audio=clip.audio, timeout_s=timeout_s)
-    try: media = read_clip(clip.path, locate=face_locator(settings.get("faces")), **options)
+    frames = settings.fps, settings.size, settings.quality
+    options = dict(start=clip.start, end=clip.end, audio=clip.audio, timeout_s=timeout_s)
+    try: media = read_clip(clip.path, *frames, locate=face_locator(settings.faces), **options)
     except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
         target.unlink(missing_ok=True)
         if isinstance(e, MediaError): return row | dict(reason=e.reason, detail=printable(str(e)))
@@ -97,7 +98,7 @@ def _media_columns(media) -> dict[str, Any]:  # of the ledger, for a clip that w
 def unfinished(
     clips: list[Clip],
     store: str | Path,
-    settings: dict[str, Any],  # fps, size, quality, faces
+    settings: StoreSettings,
 ) -> list[Clip]:
     "Return the clips that were never done, whose file or settings changed, or whose stored file is gone."
     done = {r["id"]: r for r in read_ledger(store).to_dict("records")}
@@ -145,7 +146,9 @@ def _bounded_submit(clips: Iterator[Clip], submit, max_in_flight: int) -> Iterat
         yield waiting.pop(future), future
 
 
-def _process_rows(clips: list[Clip], folder: Path, settings: dict, timeout_s: float, processes: int) -> Iterator[dict]:
+def _process_rows(
+    clips: list[Clip], folder: Path, settings: StoreSettings, timeout_s: float, processes: int
+) -> Iterator[dict]:
     if processes == 1 and len(clips) < 100 or len(clips) < 8:  # starting a process costs seconds
         yield from (preprocess_clip(c, folder, settings, timeout_s) for c in clips)
         return
@@ -162,7 +165,7 @@ def _process_rows(clips: list[Clip], folder: Path, settings: dict, timeout_s: fl
         finally: pool.stop()
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #6472c7b8
-def _dask_rows(clips: list[Clip], folder: Path, settings: dict, timeout_s: float, client) -> Iterator[dict]:
+def _dask_rows(clips: list[Clip], folder: Path, settings: StoreSettings, timeout_s: float, client) -> Iterator[dict]:
     from distributed import KilledWorker
     max_in_flight, pool = 4 * max(sum(client.nthreads().values()), 1), client.get_executor(pure=False)
     def submit(c): return pool.submit(preprocess_clip, c, folder, settings, timeout_s)
@@ -227,7 +230,7 @@ def preprocess(
     quiet: bool = False,  # no line at the end, where the store is thrown away
 ) -> pd.DataFrame:  # the ledger
     "Bring the store up to date with the clips; what is unchanged stays. Raises OSError when the disk is full."
-    store, settings = Path(store), dict(fps=fps, size=size, quality=quality, faces=faces)
+    store, settings = Path(store), StoreSettings(fps, size, quality, faces)
     if unfinished(clips, store, settings): face_locator(faces)  # missing weights stop the run before it starts
     (store / "clips").mkdir(parents=True, exist_ok=True)
     with _store_lock(store):

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['CLIP_DTYPES', 'LEDGER', 'PATIENCE', 'LARGEST_CLIP', 'save_clip', 'decode_clip', 'load_clip', 'read_ledger',
-           'parse_ledger', 'write_ledger', 'append_rows', 'read_file', 'Shards', 'parse_index', 'Store',
-           'machine_independent', 'write_clips', 'parse_clips', 'open_store', 'plot_contact_sheet', 'export_files']
+           'parse_ledger', 'write_ledger', 'append_rows', 'read_file', 'Shards', 'parse_index', 'StoreSettings',
+           'Store', 'write_clips', 'parse_clips', 'open_store', 'plot_contact_sheet', 'export_files']
 
 # %% ../../nbs/2_data/10_store.ipynb #42876e7a
 import csv, errno, io, json, re, time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
@@ -211,12 +211,25 @@ def _is_place(place: Any, shards: int) -> bool:  # of an index: number of the sh
     return 0 <= shard < shards and start >= 0 and 0 < size <= LARGEST_CLIP
 
 # %% ../../nbs/2_data/10_store.ipynb #b822f142
+@dataclass(frozen=True)
+class StoreSettings:
+    "How the clips of a store are read."
+    fps: float  # frames kept per second
+    size: int  # side of the square frames in pixels
+    quality: int  # of the JPEGs, 1..100
+    faces: str | None  # detector that finds the face to cut out: None, "cascade" or YuNet's ONNX file
+
+    def portable(self) -> "StoreSettings":
+        "Return settings that mean the same on another machine: a file of weights counts by its name, not by its place."
+        return replace(self, faces=self.faces and Path(self.faces).name)
+
+
 class Store(NamedTuple):
     "A store, opened."
     path: Path | str  # the folder, or the address of one far away
     clips: list[Clip]
     task: Task
-    settings: dict[str, Any]  # fps, size, quality, faces
+    settings: StoreSettings
     ledger: pd.DataFrame  # indexed by id
     transform: Callable | None = None  # of each clip that is loaded: clip, frames, int16 wave -> frames, wave
     shards: Shards | None = None  # where the clips lie in tar files; None where each has a file of its own
@@ -239,18 +252,11 @@ class Store(NamedTuple):
         return decode_clip(self.read_bytes(clip), f"{clip.id} of {self.path}")
 
 # %% ../../nbs/2_data/10_store.ipynb #3a5ff973
-def machine_independent(
-    settings: dict[str, Any],
-) -> dict[str, Any]:
-    "Return settings that mean the same on another machine: a file of weights counts by its name, not by its place."
-    return settings | (dict(faces=Path(settings["faces"]).name) if settings.get("faces") else {})
-
-
 def write_clips(
     store: str | Path,
     clips: list[Clip],
     task: Task,
-    settings: dict[str, Any],  # fps, size, quality, faces
+    settings: StoreSettings,
 ) -> None:
     "Write clips.csv and settings.json, so that the store can be used where the videos are not."
     rows = []
@@ -259,7 +265,7 @@ def write_clips(
         rows.append(asdict(c) | paths | dict(zip(task.targets, c.targets)))
     columns = [f for f in Clip.__dataclass_fields__ if f != "targets"] + list(task.targets)
     table = pd.DataFrame(rows, columns=columns)
-    metadata = dict(settings=machine_independent(settings), task=asdict(task), labels=labels_digest(clips))
+    metadata = dict(settings=asdict(settings.portable()), task=asdict(task), labels=labels_digest(clips))
     write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
     write_atomically(Path(store, "settings.json"), json.dumps(metadata, indent=1).encode())
 
@@ -313,10 +319,10 @@ def open_store(
     return store
 
 # %% ../../nbs/2_data/10_store.ipynb #49ecad32
-def _settings_and_ledger(path: Path | str, metadata: dict) -> tuple[dict[str, Any], pd.DataFrame]:
+def _settings_and_ledger(path: Path | str, metadata: dict) -> tuple[StoreSettings, pd.DataFrame]:
     ledger = read_ledger(path) if isinstance(path, Path) else parse_ledger(read_file(f"{path}/ledger.csv"))
-    ledger, settings = ledger.set_index("id"), metadata["settings"]
-    possible = 0 < settings["fps"] <= 1000 and 0 < settings["size"] <= 4096 and ledger["duration"].between(0, 1e6).all()
+    ledger, settings = ledger.set_index("id"), StoreSettings(**metadata["settings"])
+    possible = 0 < settings.fps <= 1000 and 0 < settings.size <= 4096 and ledger["duration"].between(0, 1e6).all()
     if not possible: raise ValueError("no clip is so fast, so large or so long")
     return settings, ledger
 

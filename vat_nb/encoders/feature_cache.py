@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..types import Clip
 from ..data.io import clip_file, read_json, write_atomically
+from ..data.store import StoreSettings
 from .audio_backbones import AudioBackbone, load_audio_backbone
 from .feature_layout import FeatureLayout
 from .tuning import PretrainedEncoder, tuned_encoder
@@ -76,7 +77,7 @@ class CacheRecord:
     spec: EncoderSpec
     digest: str  # of the encoder's weights
     layout: FeatureLayout
-    store: Mapping[str, Any]  # settings of the store
+    store: StoreSettings
 
     def differs(self, other: "CacheRecord") -> list[str]:
         "List the fields that differ; the name does not count, as weights may lie anywhere."
@@ -113,8 +114,8 @@ def parse_record(
 ) -> CacheRecord:
     "Build a record from its JSON. Raises ValueError when it describes no features."
     try:
-        layout = FeatureLayout(*values["layout"])
-        record = CacheRecord(EncoderSpec(**values["spec"]), str(values["digest"]), layout, values["store"])
+        layout, store = FeatureLayout(*values["layout"]), StoreSettings(**values["store"])
+        record = CacheRecord(EncoderSpec(**values["spec"]), str(values["digest"]), layout, store)
         valid = (
             all(isinstance(x, (int, float)) and 0 <= x < 2**24 for x in layout)
             and 0 < layout.width <= 2**16

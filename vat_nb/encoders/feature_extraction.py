@@ -102,7 +102,7 @@ def read_many(self: BackboneSource, clips: Sequence[Clip]) -> list[ClipFeatures]
 @patch
 def _input(self: BackboneSource, clip: Clip) -> Tensor:  # frames [T, 3, H, W] uint8, or samples [S] int16
     "Read what the encoder takes of a clip."
-    media, side = self.store.media(clip), self.store.settings["size"]
+    media, side = self.store.media(clip), self.store.settings.size
     frames, wave = np.zeros((0, side, side, 3), np.uint8), media.audio
     if (self.video or self.transform) and media.jpegs: frames = decode_jpegs(media.jpegs)
     if self.transform: frames, wave = self.transform(clip, frames, wave)
@@ -239,12 +239,11 @@ def open_source(
     device: str | torch.device = "cpu",
 ) -> tuple[FeatureSource, CacheRecord]:
     "Open the source of an encoder's features, and describe how they are made."
-    settings = dict(store.settings)
     if spec.computed:
-        source = BackboneSource(spec.load(store.settings["fps"]), store, device)
-        return source, CacheRecord(spec, weights_digest(source.backbone), source.layout, settings)
+        source = BackboneSource(spec.load(store.settings.fps), store, device)
+        return source, CacheRecord(spec, weights_digest(source.backbone), source.layout, store.settings)
     folder = FolderSource(spec.name.partition(":")[2], store, spec.rate)
-    return folder, CacheRecord(spec, folder.digest(), folder.layout, settings)
+    return folder, CacheRecord(spec, folder.digest(), folder.layout, store.settings)
 
 # %% ../../nbs/4_encoders/08b_feature_extraction.ipynb #976de3d0
 HEADROOM = 64 * 2**20  # bytes that stay free on the disk

@@ -138,7 +138,7 @@ def build_loader(
     elif condition:
         if not can_corrupt(recipe):
             raise ValueError("features that somebody else computed cannot be corrupted: leave this condition out")
-        backbones = [load_backbone(encoder_spec(recipe, s), store.settings["fps"]) for s in STREAMS]
+        backbones = [load_backbone(encoder_spec(recipe, s), store.settings.fps) for s in STREAMS]
         sources = [BackboneSource(b, store, device, corrupt) for b in backbones]
         options["workers"] = 0
     dataset = FeatureDataset(*sources, store, clips, recipe.num_frames, scales, drop)
@@ -191,6 +191,6 @@ def clip_statistics(
     recipe: Recipe,  # of a model that reads features
 ) -> dict[str, np.ndarray]:  # stream -> [N, 2 D] mean, then deviation over the clip; zeros of a clip without features
     "Compute mean and deviation of the features of whole clips."
-    whole = max([1, *(round(d * store.settings["fps"]) for d in store.ledger.loc[[c.id for c in clips], "duration"])])
+    whole = max([1, *(round(d * store.settings.fps) for d in store.ledger.loc[[c.id for c in clips], "duration"])])
     loader = build_loader(store, clips, recipe.replace(num_workers=0, num_frames=whole, speaker_normalization=False))
     return {s: torch.cat([getattr(b, s)[:, :STATISTICS].flatten(1) for b in loader]).numpy() for s in STREAMS}

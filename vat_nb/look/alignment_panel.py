@@ -42,7 +42,7 @@ def pair_film(
     media, wave = store.media(video), store.media(audio).audio
     if not media.jpegs and not len(wave): return b""
     frames = decode_jpegs(media.jpegs) if media.jpegs else np.zeros((1, 16, 16, 3), np.uint8)
-    return film_bytes(frames, wave, store.settings["fps"], frames.shape[1] // 2 * 2)
+    return film_bytes(frames, wave, store.settings.fps, frames.shape[1] // 2 * 2)
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #82049331
 def plot_pairs(

@@ -68,7 +68,7 @@ def read_piece(
         )
     if features is None: batch = collate([sample])
     else: batch = collate_features([features[[c.id for c in features.clips].index(clip.id), start]])
-    return ClipWindow(np.asarray(plain.frames), plain.wave, store.settings["fps"], batch)
+    return ClipWindow(np.asarray(plain.frames), plain.wave, store.settings.fps, batch)
 
 # %% ../../nbs/7_look/03b_attention_figure.ipynb #1795bccc
 def strip_indices(

@@ -261,7 +261,7 @@ def clear(self: AttentionPanel) -> None:
 @patch
 def offer_windows(self: AttentionPanel) -> None:
     "Offer the windows of the clip."
-    fps, starts = self.store.settings["fps"], clip_window_starts(self.store, self.clip.value, self.frames)
+    fps, starts = self.store.settings.fps, clip_window_starts(self.store, self.clip.value, self.frames)
     self._offer(self.window, [(f"{s / fps:.1f} to {(s + self.frames) / fps:.1f} s", s) for s in starts])
 
 

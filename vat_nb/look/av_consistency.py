@@ -112,7 +112,7 @@ def _lip_inputs(store: Store, clips: list[Clip]) -> dict[str, tuple[np.ndarray, 
     inputs = {}
     for clip in clips:
         media = store.media(clip)
-        level = loudness(media.audio, media.times, store.settings["fps"])
+        level = loudness(media.audio, media.times, store.settings.fps)
         mask = np.isfinite(level)
         if mask.sum() < 8 or np.ptp(level[mask]) == 0: continue
         pixels = downsample_gray(decode_jpegs(jpeg for jpeg, use in zip(media.jpegs, mask) if use))
@@ -147,7 +147,7 @@ def lip_sync(
     guess = _predict_loudness(levels, pixels, seed)
     table.attrs["correlation"] = float(np.corrcoef(guess, np.concatenate(levels))[0, 1])
     if table.attrs["correlation"] < least: return table
-    fps = store.settings["fps"]
+    fps = store.settings.fps
     max_lag, cuts = round(max_lag_s * fps), np.cumsum([len(level) for level in levels])[:-1]
     for clip_id, g, level in zip(inputs, np.split(guess, cuts), levels):
         scores = lag_correlations(g, level, max_lag)

@@ -10,6 +10,7 @@ __all__ = ['WEIGHTINGS', 'new_model', 'loader_of', 'predict_clips', 'list_of', '
 import warnings
 import numpy as np, torch
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from accelerate import Accelerator
@@ -29,12 +30,12 @@ from ..types import Clip, EpochLog
 from ..data.validation import Task
 from ..data.io import ParameterError
 from ..data.label_record import refuse_changed
-from ..data.store import Store, machine_independent
+from ..data.store import Store
 from ..encoders.inputs import build_loader, layouts, model_config, set_scales
 from ..evaluation.linear_probe import probe_inputs, speaker_projections, start_from_probe
 from ..model import HEADS
 from ..evaluation.predictions import Predictions, comparison_metric, predict, ranking_metric, score, truth
-from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, reading
+from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, store_settings
 from ..training.config import FIELDS, Recipe
 from ..training.fit import Validation, fit
 from ..training.live_curves import LiveCurves
@@ -87,7 +88,7 @@ def stage_settings(
     settings = recipe.part("both", *stages)
     if "finetune" not in stages:
         settings |= pretrain_augmentation(recipe) | dict(linear_probe=recipe.probes_features)
-    return settings | dict(reading=machine_independent(reading(recipe))) | audit_hash(recipe)
+    return settings | dict(reading=asdict(store_settings(recipe).portable())) | audit_hash(recipe)
 
 
 def pretrain_augmentation(recipe: Recipe) -> dict[str, float]:
