@@ -23,7 +23,7 @@ TOP = Path(__file__).resolve().parents[1]
 TASK = Task(MER23.classes[:4])  # four emotions, fifteen clips of each
 
 
-def made_up(pull, each=15, dim=32, seed=0):  # pull(own, kind, common) -> what a video and a sound have beside noise
+def made_up(pull, each=15, dim=32, seed=0):  # pull(own, kind, common) -> what a video and an audio have beside noise
     "Predictions of clips that were never filmed: vectors with something of their own, of their emotion, and of all."
     rng, n = np.random.default_rng(seed), len(TASK.classes) * each
     draw = lambda rows: rng.normal(size=(rows, dim)) / np.sqrt(dim)
@@ -37,7 +37,7 @@ def made_up(pull, each=15, dim=32, seed=0):  # pull(own, kind, common) -> what a
 
 
 def stripes(own, kind, common):
-    "A few sounds that are near every video, and a few videos that are near every sound."
+    "A few audios that are near every video, and a few videos that are near every audio."
     v, a = 1.4 * own + 1.2 * common[0], 1.4 * own + 1.2 * common[1]
     a[[20, 21, 37]], v[[8, 48, 49]] = 6 * common[0], 6 * common[1]
     return v, a
@@ -54,7 +54,7 @@ PATTERNS = {
 
 
 def plot_patterns(names, columns=3):  # names of PATTERNS
-    "Draw alignment matrices of made-up clips, each with how often a video finds its sound."
+    "Draw alignment matrices of made-up clips, each with how often a video finds its audio."
     rows = -(-len(names) // columns)
     fig, axs = plt.subplots(rows, columns, figsize=(3.6 * columns, 2.9 * rows), layout="constrained", squeeze=False)
     for name, ax in zip(names, axs.flat):

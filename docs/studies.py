@@ -32,7 +32,14 @@ from tables import (
 from vat_nb.data.io import read_json, write_atomically
 from vat_nb.model import HEADS
 from vat_nb.runs.page import minutes_table
-from vat_nb.runs.result_tables import answer_scores, difference_text, gain_text, interval_text, markdown_table
+from vat_nb.runs.result_tables import (
+    PredictedClasses,
+    difference_text,
+    gain_text,
+    interval_text,
+    markdown_table,
+    system_scores,
+)
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -305,7 +312,8 @@ def _recall_row(clips: str, run: dict[str, Any]) -> list[str]:
 def _folds_row(top: str | Path, name: str, suffix: str) -> list[str]:
     "Write the score of a cross-validation, and its difference from logistic regression, as a row."
     rival = f"logistic regression{suffix}, fused"
-    scores = answer_scores([a for r in read_study(top, name) for a in r["answers"]], [rival])["VAT, fused"]
+    folds = [PredictedClasses(**p) for r in read_study(top, name) for p in r["predictions"]]
+    scores = system_scores(folds, [rival])["VAT, fused"]
     figure = f"{interval_text(scores['f1'])}; {gain_text(scores[f'against {rival}'])}"
     return [f"Java-SED, unseen actor{suffix}", "weighted F1; minus logistic regression on the same features", figure]
 
@@ -332,7 +340,7 @@ def readme_table(
         _recall_row("LRW-AR, real faces", lrwar),
         [
             "",
-            "sound that was swapped, found by the audit (area under the curve)",
+            "audio that was swapped, found by the audit (area under the curve)",
             interval_text([combined[k] for k in ("area", "low", "high")]),
         ],
     ]

@@ -9,30 +9,30 @@ from vat_nb.evaluation.predictions import fused_against
 from vat_nb.model import HEADS
 from vat_nb.runs.result_tables import (
     HEADS_AVERAGED,
-    answer_scores,
+    PredictedClasses,
     comparable_starts,
     difference_text,
     gain_text,
     interval_text,
     markdown_table,
     ratio_ranges,
+    system_scores,
 )
 
 
 def folds_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the weighted F1 of VAT and of linear models on the same features, by stream."
-    answers = [a for r in runs for a in r["answers"]]
-    names = answers[0]["said"]
-    rivals = [name for name in names if name.startswith("logistic regression") and name.endswith(", fused")]
-    scores = answer_scores(answers, rivals)
+    folds = [PredictedClasses(**p) for r in runs for p in r["predictions"]]
+    rivals = [n for n in folds[0].predicted if n.startswith("logistic regression") and n.endswith(", fused")]
+    scores = system_scores(folds, rivals)
     systems = list(dict.fromkeys(name.rpartition(", ")[0] for name in scores))
 
     def cell(name: str) -> str:
         return interval_text(scores[name]["f1"]) if name in scores else ""
 
     rows = [[s, *(cell(f"{s}, {h}") for h in ("audio", "video", "fused"))] for s in systems]
-    size = f"{len(answers[0]['ids'])} clips, {len(answers)} seeds."
-    chosen = f"Layers of the sound that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
+    size = f"{len(folds[0].ids)} clips, {len(folds)} seeds."
+    chosen = f"Audio layers that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
     layers = chosen if runs[0].get("layer_losses") else ""  # from scratch there are none
     table = markdown_table(["", "audio", "video", "fused"], rows)
     return "\n\n".join(filter(None, [table, _gain_sentences(scores), f"{size} {layers}".strip()]))
@@ -141,13 +141,13 @@ def _masked_errors(rows: list[dict[str, Any]]) -> str:  # of the masked report
         ]
         for x in rows
     ]
-    return markdown_table(["holes of the sound filled with", "squared error", "more than with its own video"], holes)
+    return markdown_table(["holes of the audio filled with", "squared error", "more than with its own video"], holes)
 
 
 CONSISTENCY_TITLES = dict(
     matching="matching head",
     cosine="cosine of the two vectors",
-    rank="rank among all sounds",
+    rank="rank among all audios",
     sync="loudness follows the lips",
     inconsistency="combined",
 )
@@ -182,7 +182,7 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
     missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
-    names = ["", "fused", "difference to the row above", "without sound", "without picture"]
+    names = ["", "fused", "difference to the row above", "without audio", "without video"]
     return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
 
 
@@ -345,8 +345,8 @@ def pairs_table(runs: list[dict[str, Any]]) -> str:
         "pair",
         "MB of audio weights that are read",
         "MB of video weights",
-        "s of a core: sound",
-        "s of a core: picture",
+        "s of a core: audio",
+        "s of a core: video",
     ]
     sizes, times = ("audio_MB", "video_MB"), ("audio_s", "video_s")
     rows = [[r["pair"], *(f"{r[k]:.0f}" for k in sizes), *(f"{r[k]:.1f}" for k in times)] for r in runs[0]["pairs"]]

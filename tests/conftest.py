@@ -69,7 +69,7 @@ def modified_ns(path):
 
 
 def keep_stream(path, copy, kind):
-    "Copy a clip's picture (video) or its sound (audio) alone, as it is encoded."
+    "Copy a clip's video or its audio alone, as it is encoded."
     import av
 
     with av.open(str(path)) as old, av.open(str(copy), "w") as new:

@@ -31,7 +31,7 @@ def test_alignment_panel_and_audit(lab, demo_run, tmp_path):  # noqa: F811
         with notebook.changes(MATRIX):
             notebook.move("moment", "ArrowRight")
         with notebook.changes(MATRIX):
-            notebook.pick("cells show", "softmax over the sounds")
+            notebook.pick("cells show", "softmax over audio")
         with notebook.changes(MATRIX):
             notebook.move("temperature", times=4)
         with notebook.changes(MATRIX):

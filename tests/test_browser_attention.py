@@ -9,10 +9,10 @@ from test_faults import papermill
 CONTROLS = {
     "layer": "1",
     "head": "3",
-    "reader": "the sound",
+    "query": "audio tokens",
     "maps by": "place",
-    "weighing": ("rollout", "gradient"),
-    "answer": ("same clip", "happy", "valence"),  # first one that is not a prediction, whose picture is there already
+    "method": ("rollout", "gradient"),
+    "target": ("same clip", "happy", "valence"),  # first one that is not a prediction, whose picture is there already
     "model": ("pretrained", "fine-tuned, teacher"),
 }
 FIGURE, HEADS, FACE, FILM = (
@@ -43,9 +43,9 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
                 what = HEADS if words == "maps by" else figure
                 with notebook.changes(what):
                     notebook.pick(words, option)
-                if words == "weighing" and option == "gradient":
+                if words == "method" and option == "gradient":
                     with notebook.changes(figure):
-                        notebook.pick("reader", "[CLS]")
+                        notebook.pick("query", "[CLS]")
         film = page.locator(FILM).first
         before, other = film.get_attribute("src"), notebook.options("clip")[1]
         with notebook.changes(figure):
@@ -77,7 +77,7 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         ARTEFACTS.mkdir(exist_ok=True)
         page.locator(".widget-vbox", has=page.locator(FILM)).first.screenshot(path=ARTEFACTS / "attention_panel.png")
         with notebook.changes(figure):
-            notebook.pick("weighing", "raw")
+            notebook.pick("method", "raw")
         page.wait_for_function(
             "x => Math.abs(parseFloat(document.querySelector('[data-seconds]').style.left) - x) < 1", arg=wanted
         )  # the cursor stays where the film is

@@ -94,7 +94,7 @@ def test_predict_headless(demo_run, videos, tmp_path):
         "fused",
     }
     assert {p.name for p in (out / "figures").iterdir()} == {
-        f"{n}.{kind}" for n in ("answer", "over_time", "attention") for kind in ("png", "svg")
+        f"{n}.{kind}" for n in ("summary", "over_time", "attention") for kind in ("png", "svg")
     }
     code, printed, _ = papermill(tmp_path, "modell=x", name="predict")
     assert code != 0 and "did you mean 'model'" in printed

@@ -193,9 +193,10 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
         check=True,
     )
     summary = json.loads((folded / "crossval/crossval.json").read_text())
-    assert summary["clips"] == 24 and len(summary["answers"]) == 2
+    assert summary["clips"] == 24 and len(summary["predictions"]) == 2
     rivals = {f"{m}, {h}" for m in ("logistic regression", "linear SVM", "SVM") for h in ("audio", "video", "fused")}
-    assert rivals <= set(summary["out_of_fold"]) and "VAT, heads averaged, fused" in summary["answers"][0]["said"]
+    assert rivals <= set(summary["out_of_fold"])
+    assert "VAT, heads averaged, fused" in summary["predictions"][0]["predicted"]
     nameless = shutil.copytree(small_release, tmp_path / "nameless", ignore=shutil.ignore_patterns("speakers.csv"))
     there = (where[0], f"data_dir={nameless}", f"store_dir={tmp_path / 'nameless_store'}")
     code, printed, _ = papermill(tmp_path / "layers", *there, *FAST, *encoders, name="layers")

@@ -1,4 +1,4 @@
-"Releases that lack something, through the notebooks: without one label, without one sound."
+"Releases that lack something, through the notebooks: without one label, without audio."
 
 import json
 import shutil
@@ -70,9 +70,9 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
 SOUND_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
 
 
-@pytest.mark.parametrize("kind", ["pictures only", "sound only", "silent test"])
+@pytest.mark.parametrize("kind", ["video only", "audio only", "silent test"])
 def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
-    "Without one sound or one picture, or with a silent test split: training, scores, a row for every clip."
+    "Without audio or without video, or with a silent test split: training, scores, a row for every clip."
     release = tmp_path / "release"
     for path in small_release.rglob("*"):
         if path.is_dir():
@@ -81,7 +81,7 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1":
             shutil.copy(path, copy)
-        elif kind == "sound only":
+        elif kind == "audio only":
             keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
         else:
             keep_stream(path, copy, "video")
@@ -93,11 +93,11 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
     )
     assert set(found["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())
     assert len(pd.read_csv(out / "submission_test3.csv")) == 6
-    if kind != "sound only":
+    if kind != "audio only":
         return
     for name in ("alignment", "attention"):
         papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
-        assert "both picture and sound" in printed(tmp_path / f"{name}.ipynb")
+        assert "both video and audio" in printed(tmp_path / f"{name}.ipynb")
     papermill(tmp_path, *where, *FAST[:2], *FAST[3:6], name="audit", check=True)
     assert "nothing to audit: 0 of 40 clips" in printed(tmp_path / "audit.ipynb")
 

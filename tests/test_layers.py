@@ -1,4 +1,4 @@
-"Layers of a sound encoder: chosen in each fold by its training people, and shown one by one; one clip has no picture."
+"Layers of an audio encoder: chosen in each fold by its training people, and shown one by one; one clip has no video."
 
 import json
 import shutil
@@ -44,16 +44,16 @@ def test_layers_are_chosen_by_the_people_of_each_fold(names, small_release, tmp_
     summary = json.loads((out / "crossval/crossval.json").read_text())
     assert (
         summary["clips"] == 24
-        and len(summary["answers"]) == 2
+        and len(summary["predictions"]) == 2
         and set(summary["layers"]) <= {"1", "1+2"}
         and len(summary["layer_losses"]) == 2
     )
     assert (
-        summary["answers"][0]["said"]["logistic regression, fused"]
-        == summary["answers"][1]["said"]["logistic regression, fused"]
+        summary["predictions"][0]["predicted"]["logistic regression, fused"]
+        == summary["predictions"][1]["predicted"]["logistic regression, fused"]
     )
     assert {"SVM, transductive, audio", "linear SVM, per speaker, fused"} <= set(summary["out_of_fold"])
     _, _, probed = papermill(tmp_path, *where, name="layers", check=True)
     rows = {r["features"]: r for r in json.loads((probed / "layers/layers.json").read_text())["rows"]}
-    assert {"MFCC", "picture's encoder", "sound, layer 1", "sound, layer 1+2, and picture"} <= set(rows)
+    assert {"MFCC", "video encoder", "audio, layer 1", "audio, layer 1+2, and video"} <= set(rows)
     assert all(r["unseen low"] <= r["unseen F1"] <= r["unseen high"] for r in rows.values())

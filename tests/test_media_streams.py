@@ -277,7 +277,7 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
         loud = media.audio[np.abs(media.audio) > 300] / 32768
         assert abs(np.sqrt(np.mean(loud**2)) - LEVEL / 2**0.5) < 0.15 * LEVEL, (spec, np.sqrt(np.mean(loud**2)))
         if spec.other_tracks:
-            assert "sound track 2 of 2" in media.detail, media.detail
+            assert "audio track 2 of 2" in media.detail, media.detail
     assert 3 < told < 30
 
 

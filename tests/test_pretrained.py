@@ -572,7 +572,7 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
         and not split.tests
     )
     silent = bare._replace(ledger=bare.ledger.assign(samples=0))
-    with pytest.raises(ParameterError, match="0 of 6 clips have both picture and sound: there is nothing to train on"):
+    with pytest.raises(ParameterError, match="0 of 6 clips have both video and audio: there is nothing to train on"):
         pretrain(None, silent, clips, recipe, None)
     named = store._replace(clips=[replace(c, split="test" if i == 1 else "train") for i, c in enumerate(clips)])
     assert [c.id for c in split_clips(named, recipe).held] == [clips[1].id]

@@ -32,7 +32,7 @@ from vat_nb.train_loop import OptimConfig
 from vat_nb.training.fit import fit, make_accelerator
 
 def clips(n):
-    "Clips of different lengths: some without sound, some without a label, some the same clip."
+    "Clips of different lengths: some without audio, some without a label, some the same clip."
     torch.manual_seed(7)
     video, audio = (torch.rand(n, 4, 3, 32, 32) * 255).to(torch.uint8), (torch.randn(n, 4800) * 3000).to(torch.int16)
     audio_mask = lengths_mask(torch.randint(1600, 4800, (n,)), 4800)

@@ -272,7 +272,7 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
 
 
 def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
-    "Each part has the sound of its own time, out of the file beside the video."
+    "Each part has the audio of its own time, out of the file beside the video."
     import soundfile
     from conftest import keep_stream
     from vat_nb.data.store import open_store
@@ -421,7 +421,7 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
 
 
 def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
-    "A file of the same name elsewhere, such as the sound that a store exports, is no sound of the video."
+    "A file of the same name elsewhere, such as the audio that a store exports, is no audio of the video."
     import soundfile
     from vat_nb.data.datasets import cheavd2
     from vat_nb.data.validation import build_clips

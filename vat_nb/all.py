@@ -34,7 +34,7 @@ from .train_loop import *
 
 # %% ../nbs/7_look/07_all.ipynb #252b7545
 from .data.io import *
-from .data.sound import *
+from .data.audio import *
 from .data.packets import *
 from .data.cropping import *
 from .data.decoding import *

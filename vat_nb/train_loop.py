@@ -60,9 +60,9 @@ def lr_schedule(
 # %% ../nbs/1_method/18_train_loop.ipynb #784371cf
 def step_rates(config: OptimConfig, epoch: int, step: int, steps: int, epochs: int) -> tuple[float, float]:
     "Compute learning rate and weight of the teacher at a step of an epoch, out of `steps` in each of `epochs`."
-    done = epoch * steps + step
-    lr = lr_schedule(done, epochs * steps, config.lr, config.min_lr, config.warmup)
-    return lr, alpha_schedule(done, steps, config.distill_alpha)
+    global_step = epoch * steps + step
+    lr = lr_schedule(global_step, epochs * steps, config.lr, config.min_lr, config.warmup)
+    return lr, alpha_schedule(global_step, steps, config.distill_alpha)
 
 # %% ../nbs/1_method/18_train_loop.ipynb #980de9fe
 def make_optimizer(

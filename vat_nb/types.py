@@ -25,7 +25,7 @@ class Clip:
     speaker: str | None = None  # person in the clip; None means unknown
     start: float | None = None  # first second used; None means the file's beginning
     end: float | None = None  # last second used; None means the file's end
-    audio: str | None = None  # a sound file beside the video; None means that the audio is in `path`
+    audio: str | None = None  # an audio file beside the video; None means that the audio is in `path`
 
 # %% ../nbs/1_method/01_types.ipynb #94b68cae
 SAMPLE_RATE = 16000  # Hz, of every waveform in this project

@@ -53,7 +53,7 @@ def load_noise(
         length = min(math.ceil(samples * file.samplerate / SAMPLE_RATE) + 1, file.frames)
         file.seek(int(rng.integers(file.frames - length + 1)))
         wave = file.read(length, dtype="float32", always_2d=True).mean(1)
-        if not len(wave): raise ValueError(f"{path} holds no sound: delete it or make it again")
+        if not len(wave): raise ValueError(f"{path} holds no audio: delete it or make it again")
         return np.resize(soxr.resample(wave, file.samplerate, SAMPLE_RATE), samples)
 
 
@@ -113,7 +113,7 @@ def pyramid_blur(
 ) -> np.ndarray:  # [T, H, W, 3] uint8
     "Lose the detail finer than `rate` pixels. Raises ValueError for a rate between the powers of two."
     steps = round(math.log2(rate))
-    if 2 ** steps != rate: raise ValueError(f"blur rate {rate}: a pyramid halves the picture, so take 1, 2, 4 or 8")
+    if 2 ** steps != rate: raise ValueError(f"blur rate {rate}: a pyramid halves the frame, so take 1, 2, 4 or 8")
     return frames if rate == 1 or not len(frames) else np.stack([_blur(f, steps) for f in frames])
 
 # %% ../../nbs/2_data/08_corruption.ipynb #1ffb6c21

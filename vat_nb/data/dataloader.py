@@ -177,12 +177,12 @@ def _pad_frames(
             pixels = _decode(frame, place)
             if pixels.shape != (*side, 3) or pixels.dtype != np.uint8:
                 raise ValueError(
-                    f"a picture is {pixels.dtype} {pixels.shape} where the first of its batch is "
+                    f"a frame is {pixels.dtype} {pixels.shape} where the first of its batch is "
                     f"uint8 {(*side, 3)}: all must be alike"
                 )
             slot[:] = pixels
         row[len(frames):] = 0
-    # colours stay together in memory, as the decoder writes them: turning the axes would copy every picture
+    # colours stay together in memory, as the decoder writes them: turning the axes would copy every frame
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #004ffba6

@@ -13,7 +13,7 @@ import pandas as pd
 from .io import printable
 from .tables import COLUMNS, Finding, LabelTable, ReleaseError, is_missing, match_columns, read_table
 from vat_nb.data.media_files import (
-    SOUND_SUFFIXES, SUFFIXES, MediaFiles, find_folders, join_streams, list_videos, named_files as named_files,
+    AUDIO_SUFFIXES, SUFFIXES, MediaFiles, find_folders, join_streams, list_videos, named_files as named_files,
 )
 from vat_nb.data.validation import (
     CHEAVD2, MER23, DatasetIndex, ReleaseMissing, Task, build_clips as build_clips, missing_error,
@@ -125,10 +125,10 @@ def unpack_labels(
 
 # %% ../../nbs/2_data/06_datasets.ipynb #ad88285b
 def _clips_by_stem(root: Path, videos: str | None) -> dict[str, list[MediaFiles]]:
-    "Find clips below a folder by stem; a sound file counts only where there is no video of its name."
+    "Find clips below a folder by stem; an audio file counts only where there is no video of its name."
     clips: dict[str, list[MediaFiles]] = {}
     for c in join_streams(list_videos(root / (videos or "."))): clips.setdefault(printable(c.path.stem), []).append(c)
-    return {stem: [c for c in cs if c.path.suffix.lower() not in SOUND_SUFFIXES] or cs for stem, cs in clips.items()}
+    return {stem: [c for c in cs if c.path.suffix.lower() not in AUDIO_SUFFIXES] or cs for stem, cs in clips.items()}
 
 
 def _labelled_clips(labels: pd.DataFrame, by_stem: dict[str, list[MediaFiles]]) -> list[tuple[str, str, MediaFiles]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain, repeat
 from typing import NamedTuple
 import av, numpy as np
-from .sound import SoundTrack
+from .audio import AudioTrack
 
 # %% ../../nbs/2_data/02b_packets.ipynb #ef527bd5
 def sample_indices(
@@ -143,14 +143,14 @@ class Clock:
 
 def split_audio(
     frames: Iterable[tuple[float | None, av.VideoFrame | av.AudioFrame]],  # as from `decode_frames`
-    sound: SoundTrack,  # gets the audio
+    track: AudioTrack,  # gets the audio
     clock: Clock,  # of both streams
     frame_s: float,  # s that a video frame stays
 ) -> Iterator[tuple[float | None, av.VideoFrame]]:  # time in s, and frame
     "Set audio aside, and pass video frames on with their time."
     for t, f in frames:
         if isinstance(f, av.VideoFrame): yield None if t is None else clock.shift("video", t, frame_s), f
-        else: sound.append(f, None if t is None else clock.shift("audio", t, f.samples / f.sample_rate))
+        else: track.append(f, None if t is None else clock.shift("audio", t, f.samples / f.sample_rate))
 
 # %% ../../nbs/2_data/02b_packets.ipynb #ab6fc5d2
 class OnScreen(NamedTuple):

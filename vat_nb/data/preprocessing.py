@@ -101,11 +101,11 @@ def unfinished(
     settings: StoreSettings,
 ) -> list[Clip]:
     "Return the clips that were never done, whose file or settings changed, or whose stored file is gone."
-    done = {r["id"]: r for r in read_ledger(store).to_dict("records")}
+    rows = {r["id"]: r for r in read_ledger(store).to_dict("records")}
     files = set(os.listdir(Path(store, "clips"))) if Path(store, "clips").is_dir() else set()
 
     def is_done(c: Clip) -> bool:
-        r = done.get(c.id)
+        r = rows.get(c.id)
         if r is None or (r["size"], r["mtime"]) != _fingerprint(c): return False
         if r["settings"] != settings_hash(c, settings): return False
         return clip_file(c.id) in files if r["status"] != "failed" else r["reason"] not in RETRYABLE
@@ -213,7 +213,7 @@ def _report_changes(store: Path, clips: list[Clip]) -> None:
         common = [c for c in of if c.id in ids]
         return record_rows({s: [c for c in common if c.split == s] for s in {c.split for c in common}})
     if changes := describe_changes(by_split(before), by_split(clips)):
-        tqdm.write(f"since {store} was made, {changes}; its pictures and sounds stay as they are")
+        tqdm.write(f"since {store} was made, {changes}; its video and audio stay as they are")
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #b743744f
 def preprocess(

@@ -20,7 +20,7 @@ from .store import Store
 def log_spectrum(
     wave: np.ndarray,  # [S] int16
     silence_db: float = 40.0,  # dB below the loudest column from which on a column counts as silence
-) -> np.ndarray:  # [257] smoothed mean log power; empty where there is no sound
+) -> np.ndarray:  # [257] smoothed mean log power; empty where all is silent
     "Compute the mean log spectrum of what is not silence."
     if len(wave) < 512 or not wave.any(): return np.zeros(0)
     power = np.abs(stft(wave / 32768, SAMPLE_RATE, nperseg=512, noverlap=352, boundary=None)[2]) ** 2 + 1e-12

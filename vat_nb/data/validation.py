@@ -39,12 +39,12 @@ CHEAVD2 = Task(
 
 # %% ../../nbs/2_data/05c_validation.ipynb #3e914f64
 def read_task(
-    about: dict[str, Any],  # of `dataclasses.asdict`, out of a store's or a model's JSON
+    values: dict[str, Any],  # of `dataclasses.asdict`, out of a store's or a model's JSON
     source: str | Path,  # where it comes from, named in the message
 ) -> Task:
     "Read a task out of JSON. Raises ValueError when it is none."
     try:
-        task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in about.items()})
+        task = Task(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
         lists, words = (task.classes, task.targets), (task.score, task.submission_format, *task.classes, *task.targets)
         is_task = all(isinstance(x, tuple) and len(x) <= 1000 for x in lists)
         is_task = is_task and all(isinstance(w, str) for w in words) and task.min_value < task.max_value
@@ -62,7 +62,7 @@ class DatasetIndex(NamedTuple):
     root: Path
     task: Task
     labels: pd.DataFrame  # strings: id, split, where, and any of emotion, the task's targets, speaker, start, end
-    videos: pd.DataFrame  # id, split, path, audio (a sound file beside the video, or empty); speaker where it is known
+    videos: pd.DataFrame  # id, split, path, audio (an audio file beside the video, or empty); speaker where it is known
     findings: tuple[Finding, ...] = ()  # what was doubtful about the label files
 
 
@@ -153,7 +153,7 @@ def _file_conflicts(index: DatasetIndex) -> Iterable[Problem]:
             yield "error", "two videos of one name", id, " ".join(rows["path"]), detail
         elif rows["audio"].nunique() > 1:
             detail = "leave one of them there, or name it in a column audio"
-            yield "error", "two sound files of one video", id, " ".join(rows["audio"]), detail
+            yield "error", "two audio files of one video", id, " ".join(rows["audio"]), detail
     for r in labels[~labels["id"].isin(videos["id"])].to_dict("records"):
         if r.get("escapes"): continue
         yield "warning", "label without a video", r["id"], r["where"], f"no file in {r['split']}"
@@ -165,9 +165,9 @@ def _file_conflicts(index: DatasetIndex) -> Iterable[Problem]:
 def _split_problems(index: DatasetIndex) -> Iterable[Problem]:
     "Yield speakers that are in two splits, and classes that are in one only."
     labels = index.labels
-    known = [table[["speaker", "split"]] for table in (labels, index.videos) if "speaker" in table]
-    known = pd.concat(known) if known else pd.DataFrame(columns=["speaker", "split"])
-    for speaker, rows in known[known["speaker"] != ""].groupby("speaker"):
+    tables = [table[["speaker", "split"]] for table in (labels, index.videos) if "speaker" in table]
+    speakers = pd.concat(tables) if tables else pd.DataFrame(columns=["speaker", "split"])
+    for speaker, rows in speakers[speakers["speaker"] != ""].groupby("speaker"):
         if rows["split"].nunique() > 1:
             yield "warning", "speaker in two splits", speaker, "", " ".join(sorted(set(rows["split"])))
     labelled = labels[labels["emotion"] != ""] if "emotion" in labels else labels[:0]

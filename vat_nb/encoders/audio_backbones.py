@@ -176,7 +176,7 @@ class WhisperBackbone(AudioBackbone):
         self.extractor.dither = 0.0  # noise would make features that never repeat
         if self.extractor.sampling_rate != SAMPLE_RATE:
             raise ValueError(
-                f"{name} hears {self.extractor.sampling_rate} Hz, and the store has {SAMPLE_RATE} Hz: "
+                f"{name} expects {self.extractor.sampling_rate} Hz, and the store has {SAMPLE_RATE} Hz: "
                 "take another encoder"
             )
         self.measure(2 * self.extractor.hop_length)
@@ -236,7 +236,7 @@ class GraphBackbone(AudioBackbone):
         one, two = (self._run(torch.zeros(1, n * SAMPLE_RATE)) for n in (1, 2))
         if one.ndim != 3 or two.shape[1] <= one.shape[1]:
             raise ValueError(
-                f"output {graph.output!r} of {graph.path} is {list(one.shape)} for a second of sound, "
+                f"output {graph.output!r} of {graph.path} is {list(one.shape)} for a second of audio, "
                 "and features [n, moments, D] are wanted: choose another output"
             )
         step = 1 / (graph.options.rate or (two.shape[1] - one.shape[1]))
@@ -276,5 +276,5 @@ def load_audio_backbone(
     if checkpoint.model.config.model_type == "whisper": return WhisperBackbone(checkpoint, name, layers, rate)
     hertz = checkpoint.preprocessor.get("sampling_rate", SAMPLE_RATE)
     if hertz != SAMPLE_RATE:
-        raise ValueError(f"{name} hears {hertz} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
+        raise ValueError(f"{name} expects {hertz} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
     return WaveformBackbone(checkpoint, name, layers, rate)

@@ -361,13 +361,13 @@ def _compute(
 
 def _show_progress(steps: Iterator[int], total: int, stream: str) -> None:
     "Run all steps under a progress bar, and say once how long the rest will take."
-    start, done, has_estimate = time.monotonic(), 0, False
+    start, count, has_estimate = time.monotonic(), 0, False
     with tqdm(total=total, desc=f"{stream} features", unit="clip", mininterval=2) as bar:
         for number in steps:
             bar.update(number)
-            done += number
-            if not has_estimate and done >= 16 and done < total:
-                tqdm.write(f"about {(time.monotonic() - start) / done * (total - done) / 60:.1f} minutes to go")
+            count += number
+            if not has_estimate and count >= 16 and count < total:
+                tqdm.write(f"about {(time.monotonic() - start) / count * (total - count) / 60:.1f} minutes to go")
                 has_estimate = True
 
 # %% ../../nbs/4_encoders/08b_feature_extraction.ipynb #d9e110a7

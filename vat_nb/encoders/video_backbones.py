@@ -217,7 +217,7 @@ def _onnx_settings(path: str, values: Mapping[str, Any] | None) -> dict[str, Any
     side = (height or options.size, width or options.size)
     if None in side or 0 in side:
         raise ValueError(
-            f"{path} does not say how large its pictures are: "
+            f"{path} does not say how large its images are: "
             "give video_options {'size': 224}, or what its authors say"
         )
     white = 255 * options.scale  # value of a white pixel

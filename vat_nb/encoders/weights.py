@@ -227,7 +227,7 @@ def load_checkpoint(
     with _checkpoint_errors(folder): config = transformers.AutoConfig.from_pretrained(folder)
     family = config.model_type
     if family not in FAMILIES[stream]:
-        other, what = ("audio", "pictures") if stream == "video" else ("video", "sound")
+        other, what = ("audio", "images") if stream == "video" else ("video", "audio")
         hint = "give it as the other encoder" if family in FAMILIES[other] else "take another"
         raise ValueError(
             f"{name} is a {family} model, and encoders of {what} are {', '.join(FAMILIES[stream])}: {hint}"

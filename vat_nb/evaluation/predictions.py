@@ -224,4 +224,4 @@ def _levels(c: Condition) -> list[tuple[str, str]]:  # (condition, level) of the
     if c.snr is not None: return [("SNR (dB)", f"{c.snr:g}")]
     if c.blur > 1: return [("blur (rate)", str(c.blur))]
     if c.audio and c.video: return [("SNR (dB)", "clean"), ("blur (rate)", "none"), ("missing", "nothing")]
-    return [("missing", "picture" if c.audio else "sound")]
+    return [("missing", "video" if c.audio else "audio")]

@@ -112,7 +112,7 @@ class RunPredictions:
             if subset != KEPT: selection = subsample_clips(store, store.usable(subset), self.max_clips)
             self.cache[subset] = selection
         if self.cache[subset]: return self.cache[subset]
-        raise ValueError(f"no clip of {subset!r} has both picture and sound: choose another split")
+        raise ValueError(f"no clip of {subset!r} has both video and audio: choose another split")
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #b545d692
 @patch
@@ -214,16 +214,16 @@ def _load_or_compute(
     weights, clips = self.weights(stage, source), self.clips(subset)
     if not weights.is_file():
         raise ValueError(f"this run holds no {weights.name}: choose another moment, or student for teacher")
-    about = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
+    metadata = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
     digest = hashlib.sha256(subset.encode()).hexdigest()[:8]
     file = self.run.folder / f"snapshots/live-{digest}-{stage}-{source}-{kind}.safetensors"
     try: tensors, origin = load_tensors(file) if file.is_file() else ({}, None)
     except ValueError: origin = None  # damaged: computed again
-    if origin != about:
+    if origin != metadata:
         recipe = self.run.recipe.replace(num_workers=0)
         model = run_model(self.run, stage, source, self.device)
         tensors = compute(model, lambda selection: build_loader(self.store, selection, recipe))
-        try: save_tensors(file, tensors, about)
+        try: save_tensors(file, tensors, metadata)
         except OSError: pass  # a folder that cannot be written to: cached for this session only
     return self.cache.setdefault(key, tensors)
 
@@ -348,7 +348,7 @@ def _add_matrix_controls(self: AlignmentPanel) -> None:
     self.num_clips = w.IntSlider(MAX_MATCH_CLIPS, 1, MAX_MATCH_CLIPS, description="number of clips", **slider)
     self.order = w.Dropdown(options=ORDERS, description="order", **aligned(7.5, 25))
     self.num_negatives = w.IntSlider(10, 0, 60, description="hard negatives", **slider)
-    options = {"cosine": "cosine", "softmax over the sounds": "softmax"}
+    options = {"cosine": "cosine", "softmax over audio": "softmax"}
     self.cell_values = w.Dropdown(options=options, description="cells show", **aligned(7.5, 25))
     ends = dict(min=-3, max=math.log10(0.5), step=0.05)
     self.temperature = w.FloatLogSlider(0.07, description="temperature", readout_format=".3f", **ends, **slider)

@@ -61,10 +61,10 @@ def read_piece(
     sample = ClipDataset(store, [clip], frames)[0, start]
     plain = ClipDataset(store._replace(transform=None), [clip], frames)[0, start] if store.transform else sample
     if not len(plain.frames) or not len(plain.wave):
-        missing = "sound" if len(plain.frames) else "picture"
+        missing = "audio" if len(plain.frames) else "video"
         raise ValueError(
             f"clip {clip.id} has no {missing} here: "
-            "attention between sound and picture needs both, choose another clip"
+            "attention between audio and video needs both, choose another clip"
         )
     if features is None: batch = collate([sample])
     else: batch = collate_features([features[[c.id for c in features.clips].index(clip.id), start]])
@@ -247,7 +247,7 @@ def plot_heat(
     plot_scale(*value_range(heat.places), "a place (%)" if label.endswith("(%)") else "a place", axs[1, 1])
     plot_scale(*value_range(heat.time), label, axs[3, 1])
     if not heat.time.any():
-        words = "zero: nothing that these tokens read here could make the answer larger"
+        words = "zero: nothing that these tokens attend to would make the output larger"
         table.text(0.5, 0.25, words, transform=table.transAxes, ha="center", va="center", color="w")
     for ax in (strip, share, table): ax.set(xlim=(0, window.seconds))
     axs[0, 0].set_title(title, fontsize="medium")
@@ -259,7 +259,7 @@ def plot_attention(
     clip: Batch | ClipWindow,  # a batch of one clip; for a model that reads features a window, see `read_piece`
     title: str = "",
     layer: int | None = -1,  # of the fusion; None averages the layers
-    query: str = "the sound",  # key of QUERY_ROWS
+    query: str = "audio tokens",  # key of QUERY_ROWS
 ) -> np.ndarray:  # [6, 2] axes, see `attention_axes`
     "Draw the cross-attention of one clip. Raises ValueError when it lacks video or audio."
     window = clip

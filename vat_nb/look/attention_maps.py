@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['MATCH', 'RAW', 'ROLLOUT', 'GRADIENT', 'PREDICTED', 'QUERY_ROWS', 'record_attention', 'AttentionRecord', 'token_times',
-           'compute_attention', 'raw', 'averaged', 'rollout_single', 'rollout', 'answers', 'gradient_attention',
-           'predicted_name', 'attribution', 'AttentionMap', 'to_heatmap', 'head_maps', 'cells_inside',
-           'attention_inside']
+           'compute_attention', 'raw', 'averaged', 'rollout_single', 'rollout', 'attribution_targets',
+           'gradient_attention', 'predicted_name', 'attribution', 'AttentionMap', 'to_heatmap', 'head_maps',
+           'cells_inside', 'attention_inside']
 
 # %% ../../nbs/7_look/03_attention_maps.ipynb #fcc9b69c
 from collections.abc import Iterator, Sequence
@@ -79,13 +79,13 @@ def _without_padding(batch: Batch) -> Batch:
 def _check_streams(model: VAT, batch: Batch) -> None:
     "Raise ValueError when there is no attention between the streams."
     if not batch.has_both.all():
-        missing = "sound" if batch.video_mask.any() else "picture"
+        missing = "audio" if batch.video_mask.any() else "video"
         raise ValueError(
-            f"attention between sound and picture needs a clip that has both, and this one has no {missing}"
+            f"attention between audio and video needs a clip that has both, and this one has no {missing}"
         )
     if not len(model.fusion.blocks):
         raise ValueError(
-            "this model has no layer of fusion, so the sound never looks at the picture: choose a run with fusion"
+            "this model has no layer of fusion, so the audio never attends to the video: choose a run with fusion"
         )
 
 # %% ../../nbs/7_look/03_attention_maps.ipynb #bf970e73
@@ -159,10 +159,10 @@ def rollout(
     return r_audio, r_video
 
 # %% ../../nbs/7_look/03_attention_maps.ipynb #9c54d297
-MATCH = "same clip"  # name of the matching head's answer
+MATCH = "same clip"  # name of the matching head's target
 
 
-def answers(
+def attribution_targets(
     record: AttentionRecord,
     task: Task,
 ) -> dict[str, Tensor]:  # class, target or MATCH -> a number, with its graph
@@ -173,15 +173,15 @@ def answers(
 
 def gradient_attention(
     record: AttentionRecord,
-    answer: Tensor,  # one of `answers`
+    target: Tensor,  # one of `attribution_targets`
 ) -> Tensor:  # [L, h, A, V]
     "Return attention times its gradient where that is positive (Chefer et al. 2021, equation 5, for each head)."
-    gradients = torch.autograd.grad(answer, record.cross_attn, retain_graph=True)
+    gradients = torch.autograd.grad(target, record.cross_attn, retain_graph=True)
     return torch.cat([w.detach() * g.clamp(min=0) for w, g in zip(record.cross_attn, gradients)])
 
 # %% ../../nbs/7_look/03_attention_maps.ipynb #b48997e4
 RAW, ROLLOUT, GRADIENT = "raw", "rollout", "gradient"  # methods of attribution
-PREDICTED = "what it says"  # the answer that the model predicts
+PREDICTED = "the prediction"  # the target that the model predicts
 
 
 def predicted_name(record: AttentionRecord, task: Task) -> str:
@@ -195,19 +195,19 @@ def attribution(
     method: str = RAW,  # RAW, ROLLOUT or GRADIENT
     layer: int | None = None,  # of the fusion; None averages all, and makes a rollout follow all
     head: int | None = None,  # None averages the heads; a rollout always does
-    answer: str = PREDICTED,  # name of the output that gradients are computed of
+    target: str = PREDICTED,  # name of the output that gradients are computed of
     gradients: Tensor | None = None,  # [L, h, A, V] of `gradient_attention`; None computes them
 ) -> tuple[Tensor, str]:  # [A, V], and the label of the numbers
     "Compute the table of a method, with its label."
     if method == ROLLOUT: return rollout(record, None if layer is None else layer + 1)[1], "share (%)"
     if method == RAW: return averaged(raw(record), layer, head), "share (%)"
     if gradients is None:
-        name = predicted_name(record, task) if answer == PREDICTED else answer
-        gradients = gradient_attention(record, answers(record, task)[name])
+        name = predicted_name(record, task) if target == PREDICTED else target
+        gradients = gradient_attention(record, attribution_targets(record, task)[name])
     return 1000 * averaged(gradients, layer, head), "attention\nx gradient\n(x 1000)"
 
 # %% ../../nbs/7_look/03_attention_maps.ipynb #7c4542d6
-QUERY_ROWS = {"[CLS]": slice(0, 1), "the sound": slice(1, None)}  # query -> rows of a table
+QUERY_ROWS = {"[CLS]": slice(0, 1), "audio tokens": slice(1, None)}  # query -> rows of a table
 
 
 class AttentionMap(NamedTuple):
@@ -266,7 +266,7 @@ def attention_inside(
     "Compute how much of each head's attention falls inside. Raises ValueError when no time step counts."
     weights = raw(record)[:, :, 1:, 1:]
     queries = np.ones(weights.shape[2], bool) if speech is None else np.repeat(speech, record.bands)
-    if not queries.any(): raise ValueError("nobody speaks here: there is no moment of the sound that could look")
+    if not queries.any(): raise ValueError("nobody speaks here: no moment of the audio can attend to the mouth")
     to = weights[:, :, torch.from_numpy(queries)].mean(2).cpu().numpy()
     share, area = (to * inside.ravel()).sum(-1) / to.sum(-1), inside.mean()
     rows = [(*place, share[place], area, share[place] / area) for place in np.ndindex(share.shape)]

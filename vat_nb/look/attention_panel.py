@@ -29,8 +29,8 @@ from ..model import VAT
 from ..data.store import Store
 from ..plotting import save_figure
 from vat_nb.look.attention_maps import (
-    GRADIENT, MATCH, PREDICTED, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, AttentionRecord, answers, attribution,
-    compute_attention, gradient_attention, head_maps, predicted_name,
+    GRADIENT, MATCH, PREDICTED, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, AttentionRecord, attribution,
+    attribution_targets, compute_attention, gradient_attention, head_maps, predicted_name,
 )
 from .attention_maps import raw, to_heatmap
 from .attention_figure import ClipWindow, attention_axes, clip_window_starts, overlay, plot_clip_window
@@ -225,12 +225,12 @@ def _make_widgets(self: AttentionPanel, clips: list[Clip], models: list[str]) ->
     task = self.store.task
     self.clip = _menu("clip", [(f"{c.id} · {c.split} · {c.emotion or 'unlabelled'}", c) for c in clips])
     self.window, self.model = _menu("window", [("", 0)]), _menu("model", models)
-    self.way = _menu("weighing", [RAW, ROLLOUT, GRADIENT])
+    self.method = _menu("method", [RAW, ROLLOUT, GRADIENT])
     self.layer, self.head = _menu("layer", [("all", None)]), _menu("head", [("mean", None)])
-    self.answer = _menu("answer", [PREDICTED, *task.classes, *task.targets, MATCH])
-    self.reader, self.maps_by = _menu("reader", list(QUERY_ROWS)), _menu("maps by", ["time", "place"])
+    self.target = _menu("target", [PREDICTED, *task.classes, *task.targets, MATCH])
+    self.query, self.maps_by = _menu("query", list(QUERY_ROWS)), _menu("maps by", ["time", "place"])
     self.controls = (
-        self.clip, self.window, self.model, self.way, self.layer, self.head, self.answer, self.reader, self.maps_by,
+        self.clip, self.window, self.model, self.method, self.layer, self.head, self.target, self.query, self.maps_by,
     )
     layout = ipywidgets.Layout(width="auto", margin="4px 2px 2px 66px")
     self.button = ipywidgets.Button(description="save PNG, SVG, MP4", layout=layout)
@@ -281,10 +281,10 @@ def _record(self: AttentionPanel, name: str, clip: Clip, start: int) -> Attentio
 
 
 @patch
-def _gradient(self: AttentionPanel, answer: str, *key: Any) -> Tensor:  # key: arguments of `record_of`
+def _gradient(self: AttentionPanel, target: str, *key: Any) -> Tensor:  # key: arguments of `record_of`
     "Compute the attention times gradient of a window."
     record = self.record_of(*key)
-    return gradient_attention(record, answers(record, self.store.task)[answer])
+    return gradient_attention(record, attribution_targets(record, self.store.task)[target])
 
 
 @patch
@@ -295,26 +295,26 @@ def _film(self: AttentionPanel, clip: Clip, start: int) -> bytes:
 
 
 @patch
-def _answer_name(self: AttentionPanel, record: AttentionRecord) -> str:
-    "Return the name of the answer that gradients are computed of."
-    return predicted_name(record, self.store.task) if self.answer.value == PREDICTED else self.answer.value
+def _target_name(self: AttentionPanel, record: AttentionRecord) -> str:
+    "Return the name of the output that gradients are computed of."
+    return predicted_name(record, self.store.task) if self.target.value == PREDICTED else self.target.value
 
 # %% ../../nbs/7_look/03c_attention_panel.ipynb #7c8212d8
 @patch
 def draw(self: AttentionPanel) -> None:
     "Draw what the controls say. Raises ValueError where the clip lacks a stream."
-    clip, start, method = self.clip.value, self.window.value, self.way.value
+    clip, start, method = self.clip.value, self.window.value, self.method.value
     window, record = self.window_of(clip, start), self.record_of(self.model.value, clip, start)
     self._offer(self.layer, [("all", None), *((str(i + 1), i) for i in range(len(record.cross_attn)))])
     self._offer(self.head, [("mean", None), *((str(i + 1), i) for i in range(record.cross_attn[0].shape[1]))])
-    self.head.disabled, self.answer.disabled = method == ROLLOUT, method != GRADIENT
+    self.head.disabled, self.target.disabled = method == ROLLOUT, method != GRADIENT
     self.maps_by.disabled, gradients = record.grid == 1, None
     if self.window_in_figure is not window: self._draw_window(window)
-    if method == GRADIENT: gradients = self.gradient_of(self._answer_name(record), self.model.value, clip, start)
+    if method == GRADIENT: gradients = self.gradient_of(self._target_name(record), self.model.value, clip, start)
     table, label = attribution(
         record, self.store.task, method, self.layer.value, self.head.value, gradients=gradients,
     )
-    heat = to_heatmap(record, table, QUERY_ROWS[self.reader.value])
+    heat = to_heatmap(record, table, QUERY_ROWS[self.query.value])
     plot_heat(record, heat, window, self.axs, self._title(record), label, even=method == RAW)
     self.heat_frames = overlay(window.frames, heat.places, time_index(record, len(window.frames), window.fps))
     first, step = record.audio_at
@@ -343,11 +343,11 @@ def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor
     "Draw the small maps."
     by_place, suffix = self.maps_by.value == "place" and record.grid > 1, ", raw" if gradients is None else ""
     maps, outline = raw(record) if gradients is None else 1000 * gradients, None
-    if self.way.value != ROLLOUT:
+    if self.method.value != ROLLOUT:
         all_layers = len(record.cross_attn) > 1 and self.layer.value is None
         outline = None if all_layers else self.layer.value or 0, self.head.value
     title = f"{'places on the face' if by_place else 'audio (upwards) against video'}{suffix}"
-    small = head_maps(record, maps, QUERY_ROWS[self.reader.value] if by_place else None)
+    small = head_maps(record, maps, QUERY_ROWS[self.query.value] if by_place else None)
     plot_head_maps(small, outline, title, label, not by_place, *self.small_axs)
     self.heads.value = png_bytes(BlitCanvas(self.small_axs[0].figure, []).draw())
 
@@ -355,11 +355,11 @@ def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor
 @patch
 def _title(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return the title of the figure."
-    method, layer, head = self.way.value, self.layer.value, self.head.value
+    method, layer, head = self.method.value, self.layer.value, self.head.value
     layers = "all layers" if layer is None else f"{'layers 1 to' if method == ROLLOUT else 'layer'} {layer + 1}"
     heads = "" if method == ROLLOUT else ", mean of heads" if head is None else f", head {head + 1}"
-    answer = f" for {self._answer_name(record)!r}" if method == GRADIENT else ""
-    return f"{self.clip.value.id}: {method}{answer}, {layers}{heads}, read by {self.reader.value}"
+    target = f" for {self._target_name(record)!r}" if method == GRADIENT else ""
+    return f"{self.clip.value.id}: {method}{target}, {layers}{heads}, query {self.query.value}"
 
 
 @patch
@@ -377,23 +377,23 @@ def _prediction_words(self: AttentionPanel, record: AttentionRecord) -> str:
 @patch
 def _captions(self: AttentionPanel, record: AttentionRecord, heat: AttentionMap, table: Tensor) -> list[str]:
     "Return what stands under the controls."
-    method, reader, words = self.way.value, self.reader.value, [self._prediction_words(record)]
+    method, query, words = self.method.value, self.query.value, [self._prediction_words(record)]
     if record.grid == 1:
         words.append("This model has one video token for each moment: the heat is of whole moments, not of places.")
     if method == GRADIENT and not heat.places.any():
         words.append(
-            "Nothing that this reader read here could make the answer larger; in the last layer the heads read [CLS] "
-            "alone. Choose the reader [CLS], or an earlier layer."
+            "Nothing that this query attends to here would make the output larger; in the last layer the heads read "
+            "[CLS] alone. Choose the query [CLS], or an earlier layer."
         )
     if method == ROLLOUT:
         words.append(
-            f"{table[QUERY_ROWS[reader]].sum(1).mean():.0%} of {reader} comes from the video ({heat.cls:.0%} from the "
+            f"{table[QUERY_ROWS[query]].sum(1).mean():.0%} of {query} comes from the video ({heat.cls:.0%} from the "
             "[CLS] of the video, which is at no place), the rest from the audio."
         )
     if method == RAW:
         words.append(
-            f"{heat.cls:.0%} of the reading goes to the [CLS] of the video, which is at no place. "
-            "Dotted: what each moment would get if all tokens were read alike."
+            f"{heat.cls:.0%} of the attention goes to the [CLS] of the video, which is at no place. "
+            "Dotted: what each moment would get if the attention were even."
         )
     return words
 
@@ -401,12 +401,12 @@ def _captions(self: AttentionPanel, record: AttentionRecord, heat: AttentionMap,
 @patch
 def save(
     self: AttentionPanel,
-    name: str | None = None,  # of the files, without suffix; None is made of the clip and the weighing
+    name: str | None = None,  # of the files, without suffix; None is made of the clip and the method
 ) -> list[Path]:  # the files
     "Write figure and small maps as PNG and SVG, and a film with the heat. Raises ValueError when nothing is drawn."
     if self.window_in_figure is None:
-        raise ValueError("there is nothing to save: choose a clip that has picture and sound")
-    name = name or f"attention_{self.clip.value.id}_{self.way.value}"
+        raise ValueError("there is nothing to save: choose a clip that has video and audio")
+    name = name or f"attention_{self.clip.value.id}_{self.method.value}"
     figures, window = {name: self.axs[0, 0], f"{name}_heads": self.small_axs[0]}, self.window_in_figure
     files = [self.folder / f"{stem}.{kind}" for stem in figures for kind in ("png", "svg")]
     for file in files: save_figure(figures[file.stem], file)

@@ -198,7 +198,7 @@ def audit_clips(
     "Score how well each clip's video and audio match. Raises ValueError for fewer than two clips."
     clips = [c for c in clips if has_both(store, c)]
     if len(clips) < 2:
-        raise ValueError("an audit compares clips with each other: choose two or more that have picture and sound")
+        raise ValueError("an audit compares clips with each other: choose two or more that have video and audio")
     s = model
     if not isinstance(s, Snapshot):
         batches = loader(clips) if loader else make_loader(store, clips, frames=frames, batch_size=batch_size)

@@ -306,15 +306,15 @@ class PredictPanel:
             "Nothing was asked yet. A file over 10 MB cannot be sent by every JupyterLab "
             "(the one that <code>make lab</code> starts can): name its path instead."
         )
-        self.images = dict(answer=_image(), over_time=_image(), attention=_image())
+        self.images = dict(summary=_image(), over_time=_image(), attention=_image())
         self.upload.observe(lambda change: change.new and self.on_upload(change.new[0]), "value")
         self.path.observe(lambda change: change.new.strip() and self.load(change.new), "value")
         self.window_index.observe(lambda change: self.plot_window(), "value")
         self.save_button = ipywidgets.Button(description="Write files", tooltip=f"tables and figures, into {out}")
         self.save_button.on_click(lambda button: self.save())
         self.clear()
-        row, (answer, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
-        figures = answer, over_time, self.window_index, attention
+        row, (summary, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
+        figures = summary, over_time, self.window_index, attention
         self.view = ipywidgets.VBox([ipywidgets.HBox(row), self.status, self.file_table, *figures])
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #651200b9
@@ -426,7 +426,7 @@ def _draw_predictions(self: PredictPanel) -> None:
     "Show the predictions for a single file."
     task = self.recognizer.task
     self.status.value = self.summary_text()
-    self._show("answer", plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure)
+    self._show("summary", plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure)
     self._show("over_time", next(iter(plot_over_time(self.windowed, self.media, task).values())).figure)
     n, slider = len(self.windowed.start), self.window_index
     with slider.hold_trait_notifications(): slider.max, slider.value = n, 1
@@ -471,7 +471,7 @@ def _figures(self: PredictPanel) -> dict[str, Figure]:  # name -> figure
     task, scores = self.recognizer.task, self.clip_scores()
     over_time = next(iter(plot_over_time(self.windowed, self.media, task, self.name).values())).figure
     summary = plot_summary(*scores, self.media, task, self.name)[0].figure
-    return dict(answer=summary, over_time=over_time, attention=self.plot_window_attention(self.window_index.value - 1))
+    return dict(summary=summary, over_time=over_time, attention=self.plot_window_attention(self.window_index.value - 1))
 
 
 @patch

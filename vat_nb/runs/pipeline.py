@@ -120,8 +120,8 @@ def pretrain(
     r, pairs = recipe, sorted((c for c in clips if has_both(data, c)), key=lambda c: position[c.id])
     if len(pairs) < 2:
         why = (
-            "pretraining sets voices against faces, and "
-            f"{len(pairs)} of {len(clips)} clips have both picture and sound"
+            "pretraining compares video with audio, and "
+            f"{len(pairs)} of {len(clips)} clips have both video and audio"
         )
         if r.stage == "pretrain": raise ParameterError(f"{why}: there is nothing to train on")
         warnings.warn(f"no pretraining: {why}. Fine-tuning goes on with what is there", stacklevel=2)
@@ -190,15 +190,15 @@ def _fit_probe(model: VAT, data: Store, split: Split, recipe: Recipe) -> None:
     "Fit the linear probe on the training clips; unlabelled ones say in what speakers differ."
     clips, weights = counted_clips(data, split.train, recipe)
     def loader(clips): return build_loader(data, clips, recipe.replace(num_workers=0))
-    known, projections = [c for c in split.train + split.unlabelled if c.speaker], {}
-    if recipe.speaker_directions and not known:
+    named, projections = [c for c in split.train + split.unlabelled if c.speaker], {}
+    if recipe.speaker_directions and not named:
         warnings.warn(
             f"speaker_directions = {recipe.speaker_directions} leaves nothing out: no clip says who speaks. Name the "
             "speakers in speakers.csv beside the release (data/README.md), or set it to 0", stacklevel=3,
         )
     elif recipe.speaker_directions:
-        inputs = probe_inputs(model, loader(known), len(known))
-        projections = speaker_projections(inputs, [c.speaker for c in known], recipe.speaker_directions)
+        inputs = probe_inputs(model, loader(named), len(named))
+        projections = speaker_projections(inputs, [c.speaker for c in named], recipe.speaker_directions)
     start_from_probe(model, loader(clips), clips, *truth(clips, data.task), np.array(weights), projections)
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #776a67e3

@@ -379,7 +379,7 @@ def export_graph(
     r, clips = recognizer.recipe, torch.export.Dim("clips", min=1, max=4096)
     if recognizer.encoders:
         raise ValueError(
-            "this model reads features of pretrained encoders, not frames and sound, and has no graph of its own: "
+            "this model reads features of pretrained encoders, not frames and audio, and has no graph of its own: "
             "use Recognizer.predict, or train with -p encoders none"
         )
     frames, samples = r.num_frames, round(r.num_frames / r.fps * SAMPLE_RATE)

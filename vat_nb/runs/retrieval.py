@@ -37,7 +37,7 @@ def paired_batches(
     "Yield batches with the video of one list of clips and the audio of another. Raises ValueError when lengths differ."
     n = len(videos.dataset)
     if len(audios.dataset) != n:
-        raise ValueError(f"{n} videos and {len(audios.dataset)} sounds make no pairs: give as many of both")
+        raise ValueError(f"{n} videos and {len(audios.dataset)} audio streams make no pairs: give as many of both")
     for start in range(0, n, size):
         rows = range(start, min(start + size, n))
         video, audio = (loader.collate_fn([loader.dataset[row, 0] for row in rows]) for loader in (videos, audios))

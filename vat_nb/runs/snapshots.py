@@ -181,7 +181,7 @@ def open_run(
     recipe, names = _read_metadata(folder)
     if not names:
         raise NoSnapshotClips(
-            f"{folder} keeps no clip to look at: no clip that could be looked at has both picture and sound, or "
+            f"{folder} keeps no clip to look at: no clip that could be looked at has both video and audio, or "
             "snapshot_clips is 0"
         )
     small, path = open_store(folder / "clips"), find_settings().parent / recipe.store_dir

@@ -218,7 +218,7 @@ def split_unlabelled(
         if speakers: rest, test = train_valid_split(pairs, recipe.valid_fraction, recipe.seed)
     if len(rest) < 2:
         raise ValueError(
-            f"{len(rest)} clips have both picture and sound: pretraining compares clips with each other, and needs "
+            f"{len(rest)} clips have both video and audio: pretraining compares clips with each other, and needs "
             "two or more"
         )
     return Split([], [], [drop_labels(c) for c in rest], [], 0, tuple(test))

@@ -301,7 +301,7 @@ RENAMED = dict(  # old name -> name
     queue="queue_size", momentum="teacher_momentum", alpha="distill_alpha", blend="loss_weighting",
     valid="valid_fraction", keep_clips="snapshot_clips", noise="noise_dir", recompute="gradient_checkpointing",
     label_share="label_fraction", everything="fold_all_splits", k="num_folds", choose="selection_fraction",
-    share="fault_fraction", most="max_clips",
+    share="fault_fraction", most="max_clips", weighing="method", answer="target",
 )
 
 # %% ../../nbs/3_training/01_config.ipynb #a20e3818
@@ -394,7 +394,7 @@ def check_steps(r: Recipe) -> Checks:
            "and num_processes to 1 and split_on_oom to False, or projection_norm to False")
     yield (r.shard_encoders and r.prior_clips,
            "prior_clips needs the model in one place: set shard_encoders to False, or prior_clips to 0")
-    yield (r.patch_drop == 1, "patch_drop is 1: pretraining would see no picture; half of the patches is 0.5")
+    yield (r.patch_drop == 1, "patch_drop is 1: pretraining would see no patch; half of the patches is 0.5")
     yield (r.feature_dropout == 1, "feature_dropout is 1: no feature would be left; half of them is 0.5")
     yield (r.dropout == 1, "dropout is 1: nothing would be left; a tenth is 0.1")
 
@@ -431,7 +431,7 @@ def check_encoder_use(r: Recipe) -> Checks:
            "video_grid is about the video's pretrained encoder: name one that computes here (-p video_encoder "
            "hf:NAME), or set video_grid to 1")
     yield (r.video_encoder and r.patch_drop,
-           "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its pictures whole: "
+           "patch_drop leaves out patches of our own video encoder, and a pretrained one takes its frames whole: "
            "set patch_drop to 0")
     yield (r.video_encoder and r.tubelet,
            "tubelet is about our own video encoder, and a pretrained one has its own: leave tubelet out")

@@ -264,12 +264,12 @@ def fit(
 def batch_bar(
     objective: Pretrain | Finetune,
     total: int,  # batches of the run
-    done: int,  # of these
-    shown: bool,  # False: another process shows it
+    initial: int,  # of these, that are done
+    visible: bool,  # False: another process shows it
 ) -> tqdm:
     "Start the progress bar of a run, under the name of its objective."
     name = type(objective).__name__.lower()
-    return tqdm(desc=name, total=total, initial=done, unit="batch", mininterval=5, disable=not shown)
+    return tqdm(desc=name, total=total, initial=initial, unit="batch", mininterval=5, disable=not visible)
 
 # %% ../../nbs/3_training/04_fit.ipynb #d4f04788
 class StageState:
