@@ -109,16 +109,16 @@ def _clean_words(rows: pd.DataFrame, join_spellings: bool) -> list[Finding]:
 # %% ../../nbs/2_data/05d_manifest.ipynb #d9ad18e6
 def _manifest_files(root: Path, rows: pd.DataFrame) -> pd.DataFrame:
     "Find the files of the rows; a row whose path leads out of the folder is marked, and has none."
-    audios, files, escapes = {}, [], []
+    by_stem, files, escapes = {}, [], []
     for p in list_videos(root):
-        if p.suffix.lower() in AUDIO_SUFFIXES: audios.setdefault(p.stem, []).append(p)
+        if p.suffix.lower() in AUDIO_SUFFIXES: by_stem.setdefault(p.stem, []).append(p)
     audios = [_resolve(root, a) for a in rows["audio"]] if "audio" in rows else [""] * len(rows)
     for name, split, path, audio in zip(rows["id"], rows["split"], rows["path"], audios):
         outside = [p for p in (path, audio) if p and not (root / p).resolve().is_relative_to(root.resolve())]
         escapes.append(outside[0] if outside else "")
         if outside or not (video := root / path).is_file(): continue
-        near = () if video.suffix.lower() in AUDIO_SUFFIXES else audios.get(video.stem, ())
-        beside = next((s for s in near if is_audio_of(s, video)), None)
+        near = () if video.suffix.lower() in AUDIO_SUFFIXES else by_stem.get(video.stem, ())
+        beside = next((a for a in near if is_audio_of(a, video)), None)
         files.append((name, split, MediaFiles(video, root / audio if audio else beside)))
     rows["escapes"] = escapes
     return video_table(files)
