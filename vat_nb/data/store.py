@@ -223,7 +223,7 @@ class StoreSettings:
         "Return settings that mean the same on another machine: a file of weights counts by its name, not by its place."
         return replace(self, faces=self.faces and Path(self.faces).name)
 
-
+# %% ../../nbs/2_data/10_store.ipynb #7658cc39
 class Store(NamedTuple):
     "A store, opened."
     path: Path | str  # the folder, or the address of one far away
