@@ -95,7 +95,7 @@ DEMO_STUDIES = (
     Study(
         "demo_ladder",
         "The demo, part by part",
-        "make ablation",
+        'make ablation P="-p seeds 5"',
         "runs/demo/ablation.json",
         ladder_table,
     ),
