@@ -21,6 +21,7 @@ from tables import (
     costs_table,
     demo_table,
     fits_table,
+    fold_predictions,
     folds_table,
     ladder_table,
     layers_table,
@@ -32,14 +33,7 @@ from tables import (
 from vat_nb.data.io import read_json, write_atomically
 from vat_nb.model import HEADS
 from vat_nb.runs.page import minutes_table
-from vat_nb.runs.result_tables import (
-    PredictedClasses,
-    difference_text,
-    gain_text,
-    interval_text,
-    markdown_table,
-    system_scores,
-)
+from vat_nb.runs.result_tables import difference_text, gain_text, interval_text, markdown_table, system_scores
 
 TOP = Path(__file__).resolve().parents[1]
 
@@ -312,8 +306,7 @@ def _recall_row(clips: str, run: dict[str, Any]) -> list[str]:
 def _folds_row(top: str | Path, name: str, suffix: str) -> list[str]:
     "Write the score of a cross-validation, and its difference from logistic regression, as a row."
     rival = f"logistic regression{suffix}, fused"
-    folds = [PredictedClasses(**p) for r in read_study(top, name) for p in r["predictions"]]
-    scores = system_scores(folds, [rival])["VAT, fused"]
+    scores = system_scores(fold_predictions(read_study(top, name)), [rival])["VAT, fused"]
     figure = f"{interval_text(scores['f1'])}; {gain_text(scores[f'against {rival}'])}"
     return [f"Java-SED, unseen actor{suffix}", "weighted F1; minus logistic regression on the same features", figure]
 

@@ -20,9 +20,14 @@ from vat_nb.runs.result_tables import (
 )
 
 
+def fold_predictions(runs: list[dict[str, Any]]) -> list[PredictedClasses]:
+    "Read what the systems of a cross-validation predict, one entry for each seed."
+    return [PredictedClasses(**p) for r in runs for p in r["predictions"]]
+
+
 def folds_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the weighted F1 of VAT and of linear models on the same features, by stream."
-    folds = [PredictedClasses(**p) for r in runs for p in r["predictions"]]
+    folds = fold_predictions(runs)
     rivals = [n for n in folds[0].predicted if n.startswith("logistic regression") and n.endswith(", fused")]
     scores = system_scores(folds, rivals)
     systems = list(dict.fromkeys(name.rpartition(", ")[0] for name in scores))

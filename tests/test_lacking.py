@@ -67,7 +67,7 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     assert {r["kind"] for r in areas} == {"swapped", "shifted"} and all(0 <= r["area"] <= 1 for r in areas)
 
 
-SOUND_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
+AUDIO_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
 
 
 @pytest.mark.parametrize("kind", ["video only", "audio only", "silent test"])
@@ -79,10 +79,10 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
             continue
         copy = release / path.relative_to(small_release)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix not in SOUND_SUFFIX or kind == "silent test" and path.parent.name != "test1":
+        if path.suffix not in AUDIO_SUFFIX or kind == "silent test" and path.parent.name != "test1":
             shutil.copy(path, copy)
         elif kind == "audio only":
-            keep_stream(path, copy.with_suffix(SOUND_SUFFIX[path.suffix]), "audio")
+            keep_stream(path, copy.with_suffix(AUDIO_SUFFIX[path.suffix]), "audio")
         else:
             keep_stream(path, copy, "video")
     where = "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}"

@@ -12,7 +12,6 @@ import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def settings_hash(
 ) -> str:  # 12 hexadecimal digits
     "Compute a hash that changes when the settings change, or the part of the file that is used."
     audio = [Path(printable(clip.audio)).name] if clip.audio else []
-    used = [asdict(settings.portable()), clip.start, clip.end, *audio]
+    used = [settings.portable(), clip.start, clip.end, *audio]
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 

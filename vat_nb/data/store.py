@@ -10,7 +10,7 @@ __all__ = ['CLIP_DTYPES', 'LEDGER', 'PATIENCE', 'LARGEST_CLIP', 'save_clip', 'de
 # %% ../../nbs/2_data/10_store.ipynb #42876e7a
 import csv, errno, io, json, re, time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
@@ -219,9 +219,9 @@ class StoreSettings:
     quality: int  # of the JPEGs, 1..100
     faces: str | None  # detector that finds the face to cut out: None, "cascade" or YuNet's ONNX file
 
-    def portable(self) -> "StoreSettings":
-        "Return settings that mean the same on another machine: a file of weights counts by its name, not by its place."
-        return replace(self, faces=self.faces and Path(self.faces).name)
+    def portable(self) -> dict[str, Any]:
+        "Return what JSON keeps, the same on every machine: a file of weights counts by its name, not by its place."
+        return asdict(self) | dict(faces=self.faces and Path(self.faces).name)
 
 # %% ../../nbs/2_data/10_store.ipynb #7658cc39
 class Store(NamedTuple):
@@ -265,7 +265,7 @@ def write_clips(
         rows.append(asdict(c) | paths | dict(zip(task.targets, c.targets)))
     columns = [f for f in Clip.__dataclass_fields__ if f != "targets"] + list(task.targets)
     table = pd.DataFrame(rows, columns=columns)
-    metadata = dict(settings=asdict(settings.portable()), task=asdict(task), labels=labels_digest(clips))
+    metadata = dict(settings=settings.portable(), task=asdict(task), labels=labels_digest(clips))
     write_atomically(Path(store, "clips.csv"), table.to_csv(index=False).encode())
     write_atomically(Path(store, "settings.json"), json.dumps(metadata, indent=1).encode())
 

@@ -10,7 +10,6 @@ __all__ = ['WEIGHTINGS', 'new_model', 'loader_of', 'predict_clips', 'list_of', '
 import warnings
 import numpy as np, torch
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 from accelerate import Accelerator
@@ -88,7 +87,7 @@ def stage_settings(
     settings = recipe.part("both", *stages)
     if "finetune" not in stages:
         settings |= pretrain_augmentation(recipe) | dict(linear_probe=recipe.probes_features)
-    return settings | dict(reading=asdict(store_settings(recipe).portable())) | audit_hash(recipe)
+    return settings | dict(reading=store_settings(recipe).portable()) | audit_hash(recipe)
 
 
 def pretrain_augmentation(recipe: Recipe) -> dict[str, float]:

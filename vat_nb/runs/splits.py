@@ -76,7 +76,7 @@ def prepare_store(
     if recipe.synthetic and not exists: write_demo(Path(recipe.data_dir), recipe.seed, layout=recipe.layout)
     if not remote and (Path(recipe.data_dir).is_dir() or not exists): _preprocess(recipe, folder, exists)
     data = open_store(folder)
-    check_same_config(asdict(data.settings), asdict(store_settings(recipe).portable()), folder)
+    check_same_config(data.settings.portable(), store_settings(recipe).portable(), folder)
     check_failure_rate(data.ledger.reset_index(), recipe.max_failed, folder)
     prepare_features(data, recipe, build_accelerator(recipe).device if recipe.reads_features else "cpu")
     if not recipe.speaker_normalization or recipe.reads_features: return data
