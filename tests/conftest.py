@@ -15,6 +15,7 @@ from browser import lab  # noqa: F401
 from filelock import FileLock
 
 PROJECT = Path(__file__).resolve().parents[1]
+WARM = Path(__file__).with_name("warm.py")
 RELEASE = "R&D videos [1]"  # a name that shells and patterns stumble over
 
 
@@ -106,20 +107,32 @@ def once(tmp_path_factory, name, make):
 
 
 @functools.cache
+def warm_server():
+    "Socket of a process that has imported the package, and is forked for whoever asks: see warm.py."
+    folder = Path(tempfile.mkdtemp(prefix="warm"))
+    server = subprocess.Popen([sys.executable, WARM, "serve", folder / "socket"], cwd=PROJECT)
+    atexit.register(server.kill)
+    while not (folder / "socket").exists():
+        assert server.poll() is None, "the warm server ended"
+        time.sleep(0.1)
+    return folder / "socket"
+
+
+@functools.cache
 def warm_kernel():
     "Name of a kernel that begins with the package imported, which saves each notebook the seconds of its imports."
-    folder, script = Path(tempfile.mkdtemp(prefix="warm")), Path(__file__).with_name("warm_kernel.py")
-    server = subprocess.Popen([sys.executable, script, "serve", folder / "socket"], cwd=PROJECT)
-    atexit.register(server.kill)
-    command = [sys.executable, str(script), "start", str(folder / "socket"), "{connection_file}"]
+    command = [sys.executable, str(WARM), "kernel", str(warm_server()), "{connection_file}"]
     spec = dict(argv=command, display_name="warm", language="python")
-    (folder / "kernels/warm").mkdir(parents=True)
-    (folder / "kernels/warm/kernel.json").write_text(json.dumps(spec))
-    os.environ["JUPYTER_PATH"] = str(folder)
-    while not (folder / "socket").exists():
-        assert server.poll() is None, "the warm kernel's server ended"
-        time.sleep(0.1)
+    folder = warm_server().parent / "kernels/warm"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    os.environ["JUPYTER_PATH"] = str(warm_server().parent)
     return "warm"
+
+
+def warm_python(*arguments):
+    "What `python` with these arguments does, in a process that begins with the package imported."
+    return [sys.executable, str(WARM), "run", str(warm_server()), *map(str, arguments)]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, modified_ns, warm_kernel
+from conftest import PROJECT, modified_ns, warm_kernel, warm_python
 
 PREPROCESS = """
 import sys
@@ -38,7 +38,7 @@ def test_killed_preprocessing_goes_on(small_release, tmp_path):
     done = {p: p.stat().st_mtime_ns for p in (store / "clips").iterdir() if not p.name.startswith(".")}
     known = set(read_ledger(store)["id"])
     assert 5 <= len(known) < 40
-    subprocess.run([sys.executable, script, small_release, store, "2"], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(warm_python(script, small_release, store, "2"), check=True, stderr=subprocess.DEVNULL)
     ledger = read_ledger(store)
     assert len(ledger) == 40 and set(ledger["status"]) == {"ok"} and len(open_store(store).usable()) == 40
     assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.stem in known), "a finished clip was done again"
@@ -277,7 +277,7 @@ def test_a_training_killed_ten_times_ends_with_the_same_weights(small_store, tmp
     from vat_nb.training.checkpoint import load_tensors
 
     (tmp_path / "train.py").write_text(TRAIN)
-    subprocess.run([sys.executable, tmp_path / "train.py", small_store, tmp_path], check=True)
+    subprocess.run(warm_python(tmp_path / "train.py", small_store, tmp_path), check=True)
     whole, killed = (load_tensors(tmp_path / f"{name}/end.safetensors")[0] for name in ("whole", "killed"))
     assert whole.keys() == killed.keys()
     for k in whole:
@@ -310,9 +310,7 @@ def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_st
     (tmp_path / "train.py").write_text(
         TRAIN.split("if __name__")[0] + "train(open_store(sys.argv[1]), Path(sys.argv[2]), 60)"
     )
-    run = subprocess.Popen(
-        [sys.executable, tmp_path / "train.py", small_store, tmp_path], stderr=subprocess.PIPE, text=True
-    )
+    run = subprocess.Popen(warm_python(tmp_path / "train.py", small_store, tmp_path), stderr=subprocess.PIPE, text=True)
     path = tmp_path / "run.safetensors"
     place = lambda: (lambda about: (len(about["history"]), about["state"]["batches_seen"]))(load_tensors(path)[1])
     while run.poll() is None and not modified_ns(path):
@@ -364,7 +362,7 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
         (tmp_path / "v" / f"{i}.mp4").hardlink_to(tmp_path / "v" / "0.mp4")
     (tmp_path / "run.py").write_text(SLOW)
     command = [sys.executable, tmp_path / "run.py", tmp_path / "v", tmp_path / "store"]
-    run = subprocess.Popen([*command, "20"], stderr=subprocess.DEVNULL)
+    run = subprocess.Popen([*command, "10"], stderr=subprocess.DEVNULL)
     while run.poll() is None and (len(read_ledger(tmp_path / "store")) < 2 or len(children(run.pid)) < 2):
         time.sleep(0.05)
     stuck, shot = children(run.pid)
@@ -394,7 +392,7 @@ def test_two_runs_on_one_store(small_release, tmp_path):
     store = tmp_path / "store"
     runs = [
         subprocess.Popen(
-            [sys.executable, tmp_path / "run.py", small_release, store, "1"],
+            warm_python(tmp_path / "run.py", small_release, store, "1"),
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -420,8 +418,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
     disk, release = tmp_path / "disk", mer23(small_release)
     disk.mkdir()
     mounted = (
-        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode
-        == 0
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode == 0
     )
     store = disk / "store"
 
@@ -535,7 +532,7 @@ def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, 
         ]
         (tmp_path / "run.py").write_text(DASK)
         run = subprocess.Popen(
-            [sys.executable, tmp_path / "run.py", small_release, tmp_path / "store", file], stderr=subprocess.DEVNULL
+            warm_python(tmp_path / "run.py", small_release, tmp_path / "store", file), stderr=subprocess.DEVNULL
         )
         while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4:
             time.sleep(0.01)

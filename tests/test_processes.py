@@ -4,17 +4,16 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import psutil
 import pytest
 import torch
-from conftest import modified_ns
+from conftest import modified_ns, warm_python
 from vat_nb.training.checkpoint import load_tensors
 
 TRAIN = """
-import json, sys, torch
+import json, os, sys, torch
 from functools import partial
 from pathlib import Path
 from torch.utils.data import DataLoader
@@ -55,6 +54,7 @@ class Rows(torch.utils.data.Dataset):
     def __getitem__(self, item): return item[0]  # a clip's row
 
 out, size, accumulate, draws, repeat, keys, spread = Path(sys.argv[1]), *map(int, sys.argv[2:5]), *sys.argv[5:]
+(out / f"process{os.environ.get('RANK', 0)}.pid").write_text(str(os.getpid()))
 repeat = repeat == "repeat"
 torch.set_num_threads(1)
 augment = Augment(0.5, 0.1, 0.5) if draws else Augment()
@@ -86,7 +86,8 @@ for name, objective in (("pre", pre), ("tune", tune)):
         1e-3, teacher_momentum=0.9, grad_accumulation=accumulate, shard_encoders=spread == "spread"
     )
     checkpoint = out / f"{name}.safetensors"
-    logs = fit(objective, loader(), accelerator, 2, optim, checkpoint=checkpoint, save_minutes=0)
+    minutes = 0 if out.name == "run" else 60  # a run that is stopped saves after each step
+    logs = fit(objective, loader(), accelerator, 2, optim, checkpoint=checkpoint, save_minutes=minutes)
     rows[name] = [log.flat() for log in logs]
 state = {f"{n}.{k}": v for n, o in (("pre", pre), ("tune", tune)) for k, v in o.state_dict().items()}
 save_tensors(out / f"end{process_rank()}.safetensors", state, rows)
@@ -111,19 +112,12 @@ notebook_launcher(train, num_processes=2)
 
 
 def command(folder, name, processes, size, accumulate=1, draws=0, repeat="repeat", keys="teacher", spread="whole"):
-    "What trains in a folder of its own."
+    "What trains in a folder of its own; processes that have imported the package already."
     (folder / name).mkdir(exist_ok=True)
     (folder / "train.py").write_text(TRAIN)
-    several = (
-        ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)] if processes > 1 else []
-    )
-    return [
-        sys.executable,
-        *several,
-        str(folder / "train.py"),
-        str(folder / name),
-        *map(str, (size, accumulate, draws, repeat, keys, spread)),
-    ]
+    one = warm_python(folder / "train.py", folder / name, size, accumulate, draws, repeat, keys, spread)
+    several = ("--standalone", "--nproc-per-node", processes, "--no-python", *one)
+    return one if processes == 1 else warm_python("-m", "torch.distributed.run", *several)
 
 
 def ended(folder, name, processes):
@@ -186,10 +180,9 @@ def stop(folder, number):
     run = psutil.Popen(started, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while modified_ns(file) in (before, 0):
         time.sleep(0.01)
-    workers = run.children(recursive=True)
-    run.send_signal(number)
-    if number == signal.SIGKILL:
-        [w.kill() for w in workers]
+    workers = [psutil.Process(int(p.read_text())) for p in file.parent.glob("process*.pid")]
+    for process in [*workers, run] if number == signal.SIGKILL else [run]:
+        process.send_signal(number)
     run.wait()
     psutil.wait_procs(workers, timeout=60)
     assert not (folder / "run/end0.safetensors").exists(), "it was stopped too late to test anything"
@@ -227,7 +220,7 @@ def test_spread_encoders_learn_what_whole_ones_do(two, stopped, tmp_path):
 def test_launched_from_a_notebook(tmp_path):
     "accelerate's notebook_launcher forks; `fit` is the same there."
     (tmp_path / "launch.py").write_text(TRAIN.split("out, size")[0] + LAUNCH)
-    done = subprocess.run([sys.executable, tmp_path / "launch.py", tmp_path], capture_output=True, text=True)
+    done = subprocess.run(warm_python(tmp_path / "launch.py", tmp_path), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     # each process writes a file of its own: lines of two processes in one pipe can run into each other
     (rank, processes, loss), other = (json.loads(p.read_text()) for p in sorted(tmp_path.glob("process *.json")))

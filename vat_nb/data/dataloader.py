@@ -9,6 +9,8 @@ __all__ = ['MediaTransform', 'window_starts', 'WindowSampler', 'Sample', 'cut_wi
 # %% ../../nbs/2_data/11_dataloader.ipynb #b91b6f89
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import NamedTuple
 import math, os, numpy as np, simplejpeg, torch
 from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit, StratifiedShuffleSplit
@@ -130,15 +132,19 @@ class ClipDataset(Dataset):
         "Return which of several processes reads each clip; None lets any read any."
         return assign_shards(self.store, self.clips, processes) if self.store.shards else None
 
-    def read(self, item: tuple[int, int]) -> Sample:
-        "Read a window of a clip, with its frames as they are stored."
-        row, start = item
-        clip, classes = self.clips[row], self.store.task.classes
-        frames, wave = cut_window(self.store.media(clip), start, self.frames, self.fps, self.side)
-        return Sample(frames, wave, classes.index(clip.emotion) if clip.emotion else -100, clip.targets, row)
+    def read(self, items: Sequence[tuple[int, int]]) -> list[Sample]:
+        "Read windows, with their frames as they are stored; windows in a row of one clip read its file once."
+        samples = []
+        for row, windows in groupby(items, key=itemgetter(0)):
+            clip, classes = self.clips[row], self.store.task.classes
+            media, label = self.store.media(clip), classes.index(clip.emotion) if clip.emotion else -100
+            for _, start in windows:
+                frames, wave = cut_window(media, start, self.frames, self.fps, self.side)
+                samples.append(Sample(frames, wave, label, clip.targets, row))
+        return samples
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        sample = self.read(item)
+    def apply_transforms(self, sample: Sample) -> Sample:
+        "Decode the frames of a window, and change it as this dataset and its store ask."
         sample = sample._replace(frames=list(map(_decode, sample.frames)) or sample.frames)
         for transform in (self.transform, self.store.transform):
             if not transform: continue
@@ -146,10 +152,12 @@ class ClipDataset(Dataset):
             sample = sample._replace(frames=frames, wave=wave)
         return sample
 
+    def __getitem__(self, item: tuple[int, int]) -> Sample: return self.apply_transforms(self.read([item])[0])
+
     def __getitems__(self, items: list[tuple[int, int]]) -> list[Sample]:
         "Read the windows of a batch; without a transform, `collate` decodes their frames."
-        if self.transform or self.store.transform: return [self[item] for item in items]
-        return list(map(self.read, items))
+        samples = self.read(items)
+        return list(map(self.apply_transforms, samples)) if self.transform or self.store.transform else samples
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #fb2eabe5
 def collate(

@@ -21,7 +21,7 @@ from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
 from .predictions import Predictions, ranking_metric, predict, score, score_interval, truth
 from vat_nb.evaluation.metrics import (
-    bootstrap_f1, bootstrap_generic, calibration_error, negative_log_likelihood, paired_interval, score_of_rows,
+    AT_ONCE, bootstrap_score, calibration_error, negative_log_likelihood, paired_interval,
 )
 from ..model import HEADS, VAT
 from ..data.validation import Task
@@ -214,14 +214,11 @@ def _bootstrap_score(predictions: Predictions, task: Task, metric: str, head: st
     "Make a function of how often each clip is in each resample: [D, N] -> [D]."
     y, t = truth(predictions.clips, task)
     rows = _scored_rows(predictions, task, metric)
-    y, t, p, v = y[rows], t[rows], predictions.logits[head][rows], predictions.values[head][rows]
-    if metric == "f1": return lambda counts: bootstrap_f1(counts, y, p)
-    if metric == "combined": return lambda counts: bootstrap_f1(counts, y, p, t, v)
-    return bootstrap_generic(score_of_rows(metric, y, p, t, v))
+    return bootstrap_score(metric, y[rows], predictions.logits[head][rows], t[rows], predictions.values[head][rows])
 
 
 def _sizes(predictions: Predictions, task: Task, metric: str) -> tuple[int, int]:  # clips that are scored, resamples
-    return int(_scored_rows(predictions, task, metric).sum()), 2000 if metric in ("f1", "combined") else 300
+    return int(_scored_rows(predictions, task, metric).sum()), 2000 if metric in AT_ONCE else 300
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #76616f00
 def compare(

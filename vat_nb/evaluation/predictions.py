@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from ..types import Batch, Clip
 from ..data.corruption import CONDITIONS, Condition
-from .metrics import f1_interval, interval, score_of_rows, scores
+from .metrics import AT_ONCE, bootstrap_score, f1_interval, resampled_interval, scores
 from ..model import HEADS, VAT, VATOutput
 from ..data.validation import Task
 
@@ -120,7 +120,8 @@ def score_interval(
     value = scores(y, p, t, v).get(name, np.nan)
     if name == "f1": return value, *f1_interval(y, p)
     if name == "combined": return value, *f1_interval(y, p, t, v)
-    return value, *interval(score_of_rows(name, y, p, t, v), len(y), draws=draws)
+    draws = 2000 if name in AT_ONCE else draws
+    return value, *resampled_interval(bootstrap_score(name, y, p, t, v), len(y), draws=draws)
 
 # %% ../../nbs/5_evaluation/03_predictions.ipynb #aab09fff
 class SubmissionFormat(NamedTuple):
