@@ -1030,6 +1030,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.confusion': ( '5_evaluation/metrics.html#confusion',
                                                                                     'vat_nb/evaluation/metrics.py'),
+                                           'vat_nb.evaluation.metrics.count_resamples': ( '5_evaluation/metrics.html#count_resamples',
+                                                                                          'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.f1_interval': ( '5_evaluation/metrics.html#f1_interval',
                                                                                       'vat_nb/evaluation/metrics.py'),
                                            'vat_nb.evaluation.metrics.interval': ( '5_evaluation/metrics.html#interval',

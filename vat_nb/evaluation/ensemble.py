@@ -21,7 +21,7 @@ from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
 from .predictions import Predictions, ranking_metric, predict, score, score_interval, truth
 from vat_nb.evaluation.metrics import (
-    AT_ONCE, bootstrap_score, calibration_error, negative_log_likelihood, paired_interval,
+    bootstrap_score, calibration_error, count_resamples, negative_log_likelihood, paired_interval,
 )
 from ..model import HEADS, VAT
 from ..data.validation import Task
@@ -218,7 +218,7 @@ def _bootstrap_score(predictions: Predictions, task: Task, metric: str, head: st
 
 
 def _sizes(predictions: Predictions, task: Task, metric: str) -> tuple[int, int]:  # clips that are scored, resamples
-    return int(_scored_rows(predictions, task, metric).sum()), 2000 if metric in AT_ONCE else 300
+    return int(_scored_rows(predictions, task, metric).sum()), count_resamples(metric)
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #76616f00
 def compare(

@@ -16,7 +16,7 @@ import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from ..types import Batch, Clip
 from ..data.corruption import CONDITIONS, Condition
-from .metrics import AT_ONCE, bootstrap_score, f1_interval, resampled_interval, scores
+from .metrics import bootstrap_score, count_resamples, f1_interval, resampled_interval, scores
 from ..model import HEADS, VAT, VATOutput
 from ..data.validation import Task
 
@@ -111,7 +111,6 @@ def score_interval(
     task: Task,
     name: str = "f1",  # of the score
     head: str = "fused",
-    draws: int = 500,  # of the bootstrap, for scores that are computed draw by draw
 ) -> tuple[float, float, float]:  # value, low, high
     "Compute a score with its bootstrap interval over the labelled clips."
     y, p, t, v = _pairs(predictions, task, head)
@@ -120,8 +119,7 @@ def score_interval(
     value = scores(y, p, t, v).get(name, np.nan)
     if name == "f1": return value, *f1_interval(y, p)
     if name == "combined": return value, *f1_interval(y, p, t, v)
-    draws = 2000 if name in AT_ONCE else draws
-    return value, *resampled_interval(bootstrap_score(name, y, p, t, v), len(y), draws=draws)
+    return value, *resampled_interval(bootstrap_score(name, y, p, t, v), len(y), draws=count_resamples(name))
 
 # %% ../../nbs/5_evaluation/03_predictions.ipynb #aab09fff
 class SubmissionFormat(NamedTuple):
@@ -214,7 +212,7 @@ def robustness(
     for c in conditions:
         predictions, levels = predict(model, loader(c), autocast), _levels(c)
         for h in HEADS:
-            value = score_interval(predictions, task, metric, h, draws=100)  # thirty intervals: a coarse one will do
+            value = score_interval(predictions, task, metric, h)
             rows += [(*level, h, *value) for level in levels]
     table = pd.DataFrame(rows, columns=["condition", "level", "head", "score", "low", "high"])
     order = {"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}
