@@ -1,6 +1,5 @@
 "Shared by the tests: where the project lies, where real clips lie, a small release, a run on it, and warm kernels."
 
-import atexit
 import functools
 import json
 import os
@@ -108,13 +107,17 @@ def once(tmp_path_factory, name, make):
 
 @functools.cache
 def warm_server():
-    "Socket of a process that has imported the package, and is forked for whoever asks: see warm.py."
-    folder = Path(tempfile.mkdtemp(prefix="warm"))
-    server = subprocess.Popen([sys.executable, WARM, "serve", folder / "socket"], cwd=PROJECT)
-    atexit.register(server.kill)
-    while not (folder / "socket").exists():
-        assert server.poll() is None, "the warm server ended"
-        time.sleep(0.1)
+    "Socket of a process that has imported the package, and is forked for whoever asks: see warm.py. One for all tests."
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.time_ns()}")
+    tests = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
+    folder = Path(tempfile.gettempdir(), f"warm-{run}")
+    with FileLock(f"{folder}.lock"):
+        folder.mkdir(exist_ok=True)
+        if not (folder / "socket").exists():
+            server = subprocess.Popen([sys.executable, WARM, "serve", folder / "socket", str(tests)], cwd=PROJECT)
+            while not (folder / "socket").exists():
+                assert server.poll() is None, "the warm server ended"
+                time.sleep(0.1)
     return folder / "socket"
 
 
@@ -124,7 +127,7 @@ def warm_kernel():
     command = [sys.executable, str(WARM), "kernel", str(warm_server()), "{connection_file}"]
     spec = dict(argv=command, display_name="warm", language="python")
     folder = warm_server().parent / "kernels/warm"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "kernel.json").write_text(json.dumps(spec))
     os.environ["JUPYTER_PATH"] = str(warm_server().parent)
     return "warm"

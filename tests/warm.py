@@ -1,8 +1,8 @@
 """Processes that begin with the package imported: one process imports it, and is forked for each of them.
 
-`python warm.py serve SOCKET` imports and waits. `python warm.py kernel SOCKET CONNECTION` asks it for a Jupyter kernel,
-`python warm.py run SOCKET SCRIPT ...` for a script, `python warm.py run SOCKET -m MODULE ...` for a module. Each lives
-as long as what it asked for and ends as that ends, so that whoever started it sees an ordinary process."""
+`python warm.py serve SOCKET TESTS` imports and waits. `python warm.py kernel SOCKET CONNECTION` asks it for a Jupyter
+kernel, `python warm.py run SOCKET SCRIPT ...` for a script, `python warm.py run SOCKET -m MODULE ...` for a module.
+Each lives as long as what it asked for and ends as that ends, so that whoever started it sees an ordinary process."""
 
 import gc
 import json
@@ -15,21 +15,22 @@ import threading
 import traceback
 
 
-def serve(path):
-    "Fork a process for each caller, until the tests that started this one are gone."
+def serve(path, tests):
+    "Fork a process for each caller, until the tests are gone, of which this is the process number."
     os.environ["MPLBACKEND"] = "module://matplotlib_inline.backend_inline"  # as a kernel has it before it imports
     import ipykernel.kernelapp  # noqa: F401
+    import psutil
     import torch.distributed.run  # noqa: F401
     import vat_nb.all  # noqa: F401
 
     gc.freeze()  # children need not look through what was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the children
-    tests = os.getppid()
     with socket.socket(socket.AF_UNIX) as server:
-        server.bind(path)
+        server.bind(f"{path}.new")
         server.listen()
+        os.rename(f"{path}.new", path)  # whoever sees it can connect
         server.settimeout(5)
-        while os.getppid() == tests:
+        while psutil.pid_exists(int(tests)):
             try:
                 caller, _ = server.accept()
             except TimeoutError:
