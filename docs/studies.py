@@ -262,9 +262,9 @@ def render_results(
     blocks = [
         "# Results",
         "Written by `make results` from the JSON in `docs/results/`, which the commands below wrote. 95 % intervals in "
-        "brackets are bootstrapped over clips, and over seeds where there are several. Java-SED is 144 acted clips of "
-        "six actors, LRW-AR 1 754 clips of news presenters without labels; neither is part of the kit. Capital letters "
-        "in a command stand for a folder, $N for a seed.",
+        "brackets are bootstrapped over clips, and over seeds where there are several; clips of one person count as "
+        "independent. Java-SED is 144 acted clips of six actors, LRW-AR 1 754 clips of news presenters without labels; "
+        "neither is part of the kit. Capital letters in a command stand for a folder, $N for a seed.",
     ]
     for study in studies:
         path = Path(top, "docs/results", f"{study.name}.json")

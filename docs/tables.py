@@ -89,7 +89,7 @@ VALUES = (
     "contrast_keys=teacher",
     "early_fusion=False",
     "feature_dropout=0.0",
-    "alpha=0.4",
+    "distill_alpha=0.4",
 )
 
 
@@ -187,7 +187,7 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
     missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
-    names = ["", "fused", "difference to the row above", "without audio", "without video"]
+    names = ["", "fused", "difference to the row above or its reference", "without audio", "without video"]
     return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
 
 

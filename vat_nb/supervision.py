@@ -128,7 +128,7 @@ def gradient_blending_weights(
     train: np.ndarray,  # [2, K] training losses of K heads, before and after
     valid: np.ndarray,  # [2, K] validation losses
     min_overfit: float = 0.05,  # floor of the overfitting
-    min_share: float = 0.1,  # floor of a weight, as a share of an even one
+    min_share: float = 0.1,  # floor of a weight before the last scaling, as a share of an even one
 ) -> np.ndarray | None:  # [K], sums to 1; None where no head got better
     "Compute weights by the ratio of generalisation to overfitting squared (Wang et al. 2020, equation 5)."
     gain, overfit = valid[0] - valid[1], (valid[1] - train[1]) - (valid[0] - train[0])

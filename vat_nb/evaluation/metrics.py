@@ -233,9 +233,9 @@ def count_resamples(
 
 def bootstrap_score(
     name: str,  # a key of `scores`
-    y: np.ndarray,  # [N] class, -100 where unlabelled
+    y: np.ndarray,  # [N] class, -100 where unlabelled: nowhere for "f1" and "combined"
     p: np.ndarray,  # [N, C] probabilities or logits
-    t: np.ndarray,  # [N, K] targets, NaN where unlabelled
+    t: np.ndarray,  # [N, K] targets, NaN where unlabelled: nowhere for "combined"
     v: np.ndarray,  # [N, K] predictions
 ) -> Callable[[np.ndarray], np.ndarray]:  # function of how often each clip is in each resample: [D, N] -> [D]
     "Make a function that computes a score of every resample: at once where there is a formula, one by one otherwise."

@@ -143,7 +143,7 @@ def _pretrain_objective(model: VAT, r: Recipe) -> Pretrain:
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #c45b191e
 def finetune(
-    model: VAT,  # trained in place; ends with the weights that validated best
+    model: VAT,  # trained in place; ends with its best epoch, or the last, moved to the start by prior_clips
     data: Store,
     split: Split,
     recipe: Recipe, accelerator: Accelerator,

@@ -180,7 +180,8 @@ class FinetuneSettings:
         0.0, "mixing of two clips and their labels: both parameters of the Beta distribution; 0 mixes nothing",
         "finetune")
     pseudo_labels: bool = setting(False, "True: the teacher's sure answers label unlabelled clips", "finetune")
-    pseudo_threshold: float = setting(0.9, "highest probability that a pseudo-label must have", "finetune", high=1)
+    pseudo_threshold: float = setting(
+        0.9, "confidence that a pseudo-label must reach; lower for classes that are learnt less", "finetune", high=1)
     distill_alpha: float = setting(0.4, "weight of the teacher's soft targets, in both stages", "both", high=1)
     augment_image: float = setting(1.0, "strength of the augmentation of frames", "both", high=1)
     augment_blur: float = setting(0.2, "share of clips whose video is blurred", "both", high=1)
