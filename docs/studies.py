@@ -299,8 +299,9 @@ def read_study(
 def _recall_row(clips: str, run: dict[str, Any]) -> list[str]:
     "Write the recall of a run as a row."
     row = next(r for r in run["retrieval"] if r["k"] == 5)
-    figure = f"{row['video->audio']:.2f}; by its face {row['audio->video']:.2f}; chance {row['chance']:.2f}"
-    return [clips, f"a voice is among the 5 of {run['held_out']} that are most like its face", figure]
+    found = f"{row['video->audio']:.2f}; own face, given a voice: {row['audio->video']:.2f}"
+    found = f"{found}; chance {row['chance']:.2f}"
+    return [clips, f"own voice among the 5 of {run['held_out']} most like a face", found]
 
 
 def _folds_row(top: str | Path, name: str, suffix: str) -> list[str]:
@@ -327,7 +328,7 @@ def readme_table(
             "weighted F1 of video, audio and fused head",
             ", ".join(interval_text(heads[h]) for h in HEADS),
         ],
-        ["five demos with other people", "all parts minus plain training, all labels", gains[1.0]],
+        ["five demos with other people", "weighted F1: whole method minus plain training, all labels", gains[1.0]],
         ["", "the same with a quarter of the labels", gains[0.25]],
         ["", "the same with a tenth of the labels", gains[0.1]],
         _recall_row("LRW-AR, real faces", lrwar),

@@ -187,14 +187,14 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
             )
 
 
-def test_wrong_partners_are_drawn_evenly_first(store, monkeypatch):
+def test_wrong_partners_are_drawn_uniformly_first(store, monkeypatch):
     from vat_nb import pretraining
 
     seen, real = [], pretraining.matching_pairs
 
-    def spy(*args, even, **more):
-        seen.append(even)
-        return real(*args, even=even, **more)
+    def spy(*args, uniform, **more):
+        seen.append(uniform)
+        return real(*args, uniform=uniform, **more)
 
     monkeypatch.setattr(pretraining, "matching_pairs", spy)
     from vat_nb.sizes import ModelConfig, build_vat

@@ -57,7 +57,7 @@ def contrast_targets(
 
 # %% ../nbs/1_method/09_contrastive.ipynb #ae79f4f0
 class Keys(NamedTuple):
-    "The vectors that rows are compared with beside the queue: those of the whole step, of all processes."
+    "The keys, which rows are compared with beside the queue: the N vectors of the whole step, of all processes."
     video_embed: Tensor  # [N, P] teacher's unit vectors of video
     audio_embed: Tensor  # [N, P] and of audio
     ids: Tensor  # [N] ids of their clips

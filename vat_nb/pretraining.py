@@ -26,7 +26,7 @@ class PretrainWeights(NamedTuple):
     masked: float = 1.0
     mask_rate: float = 0.15  # share of the audio's patches that is masked
     patch_drop: float = 0.0  # share of the video's patches to drop, drawn anew for student and teacher
-    random_negatives: float = 0.0  # first share of the run, in which wrong partners are drawn evenly
+    random_negatives: float = 0.0  # first share of the run, in which wrong partners are drawn uniformly
 
 
 class PretrainScales(NamedTuple):
@@ -132,8 +132,8 @@ class Pretrain(nn.Module):
         losses = {}
         if self.weights.contrast: losses["contrast"] = contrast.loss
         if self.weights.matching:
-            even = self.progress < self.weights.random_negatives
-            pairs, labels = matching_pairs(contrast.v2a, contrast.a2v, batch.index, even=even)
+            uniform = self.progress < self.weights.random_negatives
+            pairs, labels = matching_pairs(contrast.v2a, contrast.a2v, batch.index, uniform=uniform)
             losses["matching"] = matching_loss(self.student.match(encoded, pairs), labels)
         if self.weights.masked:
             prediction = predict_masked_audio(

@@ -148,7 +148,7 @@ class PretrainSettings:
     weight_masked: float = setting(1.0, "weight of masked audio modelling", "both")
     mask_rate: float = setting(0.15, "share of the audio that is masked", "both", high=1)
     random_negatives: float = setting(
-        0.0, "share of pretraining in which wrong partners are drawn evenly; after it hard ones are. Before the "
+        0.0, "share of pretraining in which wrong partners are drawn uniformly; after it hard ones are. Before the "
         "encoders know anything, hard partners teach nothing", "both", high=1)
     patch_drop: float = setting(
         0.0, "share of the video's patches that pretraining leaves out, of student and teacher: half of them is "
