@@ -48,7 +48,10 @@ def small(outputs):
             data["image/png"] = with_few_colours(data["image/png"])
         if output.output_type == "error" or output.get("name") == "stderr":
             continue
-        if "application/vnd.jupyter.widget-view+json" in data or len(json.dumps(output)) > LARGEST:
+        if "application/vnd.jupyter.widget-view+json" in data:
+            continue
+        if (size := len(json.dumps(output))) > LARGEST:
+            print(f"an output of {size} bytes is left out")
             continue
         chosen.append(output)
     return chosen
