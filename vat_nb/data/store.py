@@ -342,7 +342,7 @@ def plot_contact_sheet(
     for i, clip in enumerate(clips):
         media, ax = store.media(clip), axs[i // columns * step, i % columns]
         if media.jpegs: ax.imshow(simplejpeg.decode_jpeg(media.jpegs[len(media.jpegs) // 2]))
-        ax.set_title(f"{clip.id[-12:]}\n{clip.emotion or ''}", fontsize=6, pad=2)
+        ax.set_title(f"{clip.id[-16:]}\n{clip.emotion or ''}", fontsize=6, pad=2)
         if waves:
             plot_wave(media.audio, ax=axs[i // columns * step + 1, i % columns])
             axs[i // columns * step + 1, i % columns].axis("off")
