@@ -96,7 +96,7 @@ DEMO_STUDIES = (
     Study(
         "demo_shares",
         "The demo, by share of labels",
-        'make semisupervised P="-p seeds 10 -p ways plain,pretrained"',
+        "make semisupervised",
         "runs/demo/semisupervised.json",
         shares_table,
     ),
