@@ -165,7 +165,7 @@ def resampled_interval(
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), draws).astype(float)
     return tuple(float(q) for q in np.quantile(score(counts), [(1 - level) / 2, (1 + level) / 2]))
 
-
+# %% ../../nbs/5_evaluation/01_metrics.ipynb #5aa237a2
 def f1_interval(
     y: np.ndarray,  # [N] class, -100 where unlabelled
     p: np.ndarray,  # [N, C] probabilities or logits
@@ -201,7 +201,7 @@ def bootstrap_precision(
     hits, guesses = counts @ (predicted * classes[y[labelled]]), counts @ predicted
     return (hits / np.maximum(guesses, 1)).mean(1)
 
-
+# %% ../../nbs/5_evaluation/01_metrics.ipynb #de8c49c9
 def bootstrap_correlation(
     counts: np.ndarray,  # [D, N] how often each clip is in each resample
     t: np.ndarray,  # [N, K] targets, NaN where unlabelled
