@@ -6,7 +6,6 @@
 
 import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -16,8 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from PIL import Image
-from vat_nb.plotting import PNG_BYTES
+from vat_nb.plotting import shrink_png
 
 TOP = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
@@ -31,25 +29,17 @@ def digest(notebook):
     return hashlib.sha256(sources.encode()).hexdigest()[:16]
 
 
-def with_few_colours(picture):
-    "Save a PNG in 256 colours, which are enough for the eye."
-    small = io.BytesIO()
-    with Image.open(io.BytesIO(base64.b64decode(picture))) as large:
-        large.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()
-
-
 def small(outputs):
     "Keep the outputs that a page can carry: results, figures and short texts, but no progress bars and no widgets."
     chosen = []
     for output in outputs:
         data = output.get("data", {})
-        if len(data.get("image/png", "")) > PNG_BYTES:
-            data["image/png"] = with_few_colours(data["image/png"])
         if output.output_type == "error" or output.get("name") == "stderr":
             continue
         if "application/vnd.jupyter.widget-view+json" in data:
             continue
+        if "image/png" in data:
+            data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
         if (size := len(json.dumps(output))) > LARGEST:
             print(f"an output of {size} bytes is left out")
             continue

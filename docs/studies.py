@@ -299,9 +299,9 @@ def read_study(
 def _recall_row(clips: str, run: dict[str, Any]) -> list[str]:
     "Write the recall of a run as a row."
     row = next(r for r in run["retrieval"] if r["k"] == 5)
-    found = f"{row['video->audio']:.2f}; own face, given a voice: {row['audio->video']:.2f}"
-    found = f"{found}; chance {row['chance']:.2f}"
-    return [clips, f"own voice among the 5 of {run['held_out']} most like a face", found]
+    voice, face, chance = (f"{row[k]:.2f}" for k in ("video->audio", "audio->video", "chance"))
+    figure = f"{voice}; own face, given a voice: {face}; chance {chance}"
+    return [clips, f"own voice among the 5 of {run['held_out']} most like a face", figure]
 
 
 def _folds_row(top: str | Path, name: str, suffix: str) -> list[str]:

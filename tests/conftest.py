@@ -97,7 +97,11 @@ def small_release(tmp_path_factory):
 def once(tmp_path_factory, name, make):
     "What one process of the tests makes and all of them use."
     own = tmp_path_factory.getbasetemp()
-    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    return once_in((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name, make)
+
+
+def once_in(folder, make):
+    "The same, in a folder that all processes of the tests agree on."
     with FileLock(f"{folder}.lock"):
         if not (folder / "made").exists():
             make(folder)
@@ -110,15 +114,15 @@ def warm_server():
     "Socket of a process that has imported the package, and is forked for whoever asks: see warm.py. One for all tests."
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID", f"{os.getpid()}-{time.time_ns()}")
     tests = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
-    folder = Path(tempfile.gettempdir(), f"warm-{run}")
-    with FileLock(f"{folder}.lock"):
-        folder.mkdir(exist_ok=True)
-        if not (folder / "socket").exists():
-            server = subprocess.Popen([sys.executable, WARM, "serve", folder / "socket", str(tests)], cwd=PROJECT)
-            while not (folder / "socket").exists():
-                assert server.poll() is None, "the warm server ended"
-                time.sleep(0.1)
-    return folder / "socket"
+
+    def start(folder):
+        folder.mkdir()
+        server = subprocess.Popen([sys.executable, WARM, "serve", folder / "socket", str(tests)], cwd=PROJECT)
+        while not (folder / "socket").exists():
+            assert server.poll() is None, "the warm server ended"
+            time.sleep(0.1)
+
+    return once_in(Path(tempfile.gettempdir(), f"warm-{run}"), start) / "socket"
 
 
 @functools.cache

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'SCALAR_PANELS', 'CURVE_PANELS', 'PNG_BYTES', 'set_style', 'new_axes', 'plot_matrix',
            'plot_frames', 'plot_wave', 'plot_logmel', 'plot_curves', 'plot_intervals', 'group_history', 'plot_progress',
-           'FigureRow', 'compose_figure', 'save_figure']
+           'FigureRow', 'compose_figure', 'shrink_png', 'save_figure']
 
 # %% ../nbs/1_method/02_plotting.ipynb #476986d0
-import math
+import io, math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,7 +245,17 @@ def compose_figure(
     return fig
 
 # %% ../nbs/1_method/02_plotting.ipynb #dbeee7a0
-PNG_BYTES = 100_000  # a larger image is saved in 256 colours, which are enough for the eye
+PNG_BYTES = 100_000  # of an image that is small enough
+
+
+def shrink_png(
+    raw: bytes,  # a PNG
+) -> bytes:  # `raw` itself where it is small
+    "Encode a large PNG in 256 colours, which are enough for the eye."
+    if len(raw) <= PNG_BYTES: return raw
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(raw)) as large: large.convert("RGB").quantize(256).save(small, "PNG", optimize=True)
+    return small.getvalue()
 
 
 def save_figure(
@@ -262,5 +272,4 @@ def save_figure(
         root.savefig(path.with_suffix(suffix), dpi=110)
         root.set_layout_engine("none")
     png = path.with_suffix(".png")
-    if png.stat().st_size > PNG_BYTES:
-        with Image.open(png) as large: large.convert("RGB").quantize(256).save(png, optimize=True)
+    png.write_bytes(shrink_png(png.read_bytes()))
