@@ -20,8 +20,9 @@ from sklearn.metrics import (
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #660342cf
 SCORE_NAMES = dict(  # how scores are called in words
-    f1="weighted F1", combined="weighted F1 - 0.25 MSE", macro_precision="macro average precision",
-    pearson="mean Pearson correlation", uar="unweighted average recall",
+    f1="weighted F1", accuracy="accuracy", uar="unweighted average recall", macro_precision="macro average precision",
+    average_precision="mean average precision", mse="mean squared error", pearson="mean Pearson correlation",
+    undefined="targets without a correlation", combined="weighted F1 - 0.25 MSE",
 )
 
 

@@ -22,16 +22,16 @@ from ..data.label_record import labels_digest
 from ..data.store import Store
 from ..evaluation.ensemble import load_predictions, save_predictions
 from ..evaluation.predictions import Predictions
-from .pipeline import predict_clips, stage_settings, train_model
+from .pipeline import NO_START, predict_clips, stage_settings, train_model
 from vat_nb.runs.splits import (
     Split, build_accelerator, check_recipe, drop_labels, is_labelled, prepare_store, split_clips,
 )
 from ..training.config import Recipe
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #32adbaca
-NO_PARTS = dict(
+NO_PARTS = NO_START | dict(
     pretrain_epochs=0, distill_alpha=0.0, weight_video=0.0, weight_audio=0.0, drop_modality=0.0,
-    loss_weighting="fixed", pseudo_labels=False, linear_probe=False, speaker_directions=0, prior_clips=0.0,
+    loss_weighting="fixed", pseudo_labels=False,
 )  # setting of `Recipe` -> its value in plain training
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #5183eb7d

@@ -269,6 +269,11 @@ class Recipe(
         return self.linear_probe and self.both_pretrained
 
     @property
+    def starts_learnt(self) -> bool:
+        "Whether fine-tuning begins at weights that have learnt something."
+        return bool(self.pretrain_epochs or self.video_encoder or self.audio_encoder)
+
+    @property
     def masks_audio(self) -> bool:
         "Whether pretraining hides audio."
         return bool(self.weight_masked and self.pretrain_epochs and self.stage != "finetune")
