@@ -67,6 +67,10 @@ BOTH = (
     f"-p data_dir BOTH {encoder_parameters(0.7)} -p num_frames 160 -p feature_rate 2.0 -p audio_layers 2+3 "
     "-p valid_fraction 0.0 -p pretrain_epochs 10 -p epochs 10"
 )
+FROM_SCRATCH = (  # what pretraining from scratch needs, as found on the demo
+    "-p pretrain_epochs 20 -p projection_norm True -p early_fusion True -p random_negatives 0.33 "
+    "-p contrast_keys student"
+)
 LRWAR = f"-p data_dir LRWAR {encoder_parameters(0.8)} -p audio_layers 1"
 
 
@@ -141,6 +145,14 @@ JAVASED_STUDIES = (
         '-p output_dir runs/javased_scratch"',
         "runs/javased_scratch/crossval/crossval.json",
         folds_table,
+    ),
+    Study(
+        "javased_ladder",
+        "Java-SED from scratch, part by part",
+        f'make ablation DATASET=javased P="-p data_dir JAVASED {FROM_SCRATCH} -p seeds 5 -p output_dir '
+        'runs/javased_ladder"',
+        "runs/javased_ladder/ablation.json",
+        ladder_table,
     ),
 )
 

@@ -187,6 +187,11 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
     missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    if wider := run.get("wider"):
+        size += (
+            f" If people are drawn, each with all clips, the intervals of the scores are {min(wider.values()):+.0%} to "
+            f"{max(wider.values()):+.0%} wider."
+        )
     names = ["", "fused", "difference to the row above or its reference", "without audio", "without video"]
     return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
 
