@@ -1,7 +1,7 @@
 # make train   set up, then preprocess, pretrain, fine-tune and score DATASET (the built-in demo unless you say otherwise)
 # make test    set up, then run every notebook and test
 # make features  compute the features of pretrained encoders alone, as over night or on another machine (make features DATASET=mer23)
-# make layers   which layer of a sound encoder says most about one's own clips (make layers DATASET=features P="-p data_dir FOLDER -p encoders small")
+# make layers   which layer of an audio encoder says most about one's own clips (make layers DATASET=features P="-p data_dir FOLDER -p encoders small")
 # make crossval | ablation | semisupervised | sweep | causes   folds and ensembles; what each part is worth; how many labels it takes; which values are best; why it learns (all resumable)
 # make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release with injected faults
 # make benchmark STARTS=5   what reading and a step cost here, over five starts (P="-p parts step,bounds,loader -p threads 2")
@@ -83,7 +83,7 @@ notebooks: setup
 readme: setup
 	$(BIN)/jupyter nbconvert --to markdown --log-level WARN --stdout nbs/index.ipynb | sed 's#\.\./##g' > README.md
 
-# the pictures in the README and in docs/; those of runs are copied where they are
+# the figures in the README and in docs/; those of runs are copied where they are
 figures: setup
 	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(plot_pipeline(), 'figures/pipeline.png'); save_figure(plot_identities(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py

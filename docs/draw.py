@@ -62,7 +62,7 @@ def plot_patterns(names, columns=3):  # names of PATTERNS
         plot_alignment(
             p,
             TASK,
-            f"{name}: recall at 1 is {retrieval_recall(p.video_embed @ p.audio_embed.T, 1)['video->audio']:.2f}",
+            f"{name}: recall at 1 is {retrieval_recall(p.video_embed @ p.audio_embed.T, 1)['v2a_recall']:.2f}",
             ax=ax,
         ).images[0].colorbar.set_label("cosine")
     return axs

@@ -57,7 +57,7 @@ def _gain_sentences(scores: dict[str, dict[str, tuple[float, float, float]]]) ->
 
 def both_ways(row: dict[str, float]) -> list[str]:
     "Format the recall of a row of `retrieval`, from video to audio and back."
-    return [interval_text([row[d], row[f"{d} low"], row[f"{d} high"]]) for d in ("video->audio", "audio->video")]
+    return [interval_text([row[d], row[f"{d} low"], row[f"{d} high"]]) for d in ("v2a_recall", "a2v_recall")]
 
 
 def both_scores(row: dict[str, float]) -> list[str]:
@@ -75,7 +75,7 @@ def alignment_table(runs: list[dict[str, Any]]) -> str:
     return "\n\n".join(
         [
             markdown_table(["recall at", "chance", "video to audio", "audio to video"], recall),
-            markdown_table(["wrong voice", "clips", "matching head", "cosine"], wrong),
+            markdown_table(["wrong audio", "clips", "matching head", "cosine"], wrong),
             size,
         ]
     )
@@ -108,8 +108,8 @@ def values_table(runs: list[dict[str, Any]]) -> str:
 def demo_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the scores of every split, the results of pretraining, and how well holes in the audio are filled."
     r = runs[0]
-    rows = [[s, str(x["clips"]), *(interval_text(v) for v in x["intervals"].values())] for s, x in r["splits"].items()]
-    names = ["split", "clips", *next(iter(r["splits"].values()))["intervals"]]
+    rows = [[s, str(x["clips"]), *(interval_text(v) for v in x["head_ci"].values())] for s, x in r["splits"].items()]
+    names = ["split", "clips", *next(iter(r["splits"].values()))["head_ci"]]
     against = fused_against(r["splits"])
     return "\n\n".join(
         [
@@ -188,10 +188,8 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
     size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
     if wider := run.get("wider"):
-        size += (
-            f" If people are drawn, each with all clips, the intervals of the scores are {min(wider.values()):+.0%} to "
-            f"{max(wider.values()):+.0%} wider."
-        )
+        low, high = min(wider.values()), max(wider.values())
+        size += f" Drawing people instead of clips changes the width of these intervals by {low:+.0%} to {high:+.0%}."
     names = ["", "fused", "difference to the row above or its reference", "without audio", "without video"]
     return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
 
@@ -206,8 +204,8 @@ def causes_table(runs: list[dict[str, Any]]) -> str:
     rows = [
         [
             x["row"],
-            f"{x['video->audio']:.2f}, {x['audio->video']:.2f}",
-            gain(x, "video->audio"),
+            f"{x['v2a_recall']:.2f}, {x['a2v_recall']:.2f}",
+            gain(x, "v2a_recall"),
             f"{x['matching']:.2f}",
             gain(x, "matching"),
         ]

@@ -37,7 +37,8 @@ def write_noise(folder, clips):
     from vat_nb.data.validation import MER23
 
     rng = np.random.default_rng(0)
-    read = dict(status="ok", duration=1.0, frames=10, samples=16000, size=1, mtime=1, settings="0" * 12)
+    read = dict(status="ok", duration=1.0, frames=10, samples=16000)
+    read |= dict(source_size=1, source_mtime=1, settings_hash="0" * 12)
     row = dict.fromkeys(LEDGER, "") | read
     made = [
         Clip(

@@ -384,7 +384,7 @@ def test_patterns_are_what_the_page_says():
     from vat_nb.evaluation.metrics import retrieval_recall
 
     found = {name: made_up(pull) for name, pull in PATTERNS.items()}
-    recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["video->audio"] for name, p in found.items()}
+    recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["v2a_recall"] for name, p in found.items()}
     assert (
         recall["diagonal"] > 0.9
         and recall["diagonal in blocks"] > 0.9
@@ -450,6 +450,38 @@ def test_every_page_opens_in_a_browser(site, page):
     page.wait_for_selector(".md-search-result__item", timeout=20000)
     page.screenshot(path=shots / "search.png")
     assert not trouble, trouble[:10]
+
+
+def test_start_page_on_a_phone_in_the_dark(site, page):
+    "The start page fits a phone, its text stands out from a dark ground, and figures keep their white one."
+    page.set_viewport_size(dict(width=390, height=844))
+    page.emulate_media(color_scheme="dark")
+    page.goto((site / "index.html").as_uri())
+    assert page.evaluate("document.body.dataset.mdColorScheme") == "slate"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), "wider than a phone"
+
+    def luminance(selector, style):
+        rgb = re.findall(r"[\d.]+", page.evaluate(f"getComputedStyle(document.querySelector('{selector}')).{style}"))
+        return sum(w * (int(float(x)) / 255) ** 2.2 for w, x in zip((0.2126, 0.7152, 0.0722), rgb))
+
+    text, ground = luminance("article p", "color"), luminance("body", "backgroundColor")
+    assert (text + 0.05) / (ground + 0.05) > 4.5, "WCAG AA"
+    assert luminance("article img", "backgroundColor") > 0.99
+    assert page.evaluate("document.querySelector('article img').getBoundingClientRect().width <= innerWidth")
+    page.screenshot(path=ARTEFACTS / "docs" / "phone.png")
+
+
+def test_reading_path_has_the_same_words_everywhere():
+    "README, start page, first steps and the list of notebooks name the same stops in the same order."
+    from generate import METHOD_PATH, PATHS
+
+    words = ", ".join(METHOD_PATH)
+    for name in ("README.md", "docs/index.md", "docs/start.md"):
+        text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", (PROJECT / name).read_text())
+        assert words in text and "method in 30 minutes" in text, name
+    cells = [c for stem in METHOD_PATH.values() for c in json.loads(PATHS[stem].read_text())["cells"]]
+    words = sum(len("".join(c["source"]).split()) for c in cells if c["cell_type"] == "markdown")
+    assert words < 4300, "at 200 words a minute 21 of the 30; the rest is for figures and code"
 
 
 def test_results_are_of_the_kept_json():

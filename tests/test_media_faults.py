@@ -129,10 +129,10 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 
 
 def test_a_rerun_does_nothing(run, folder):
-    from vat_nb.data.preprocessing import unfinished
+    from vat_nb.data.preprocessing import pending_clips
     from vat_nb.data.store import StoreSettings
 
-    assert unfinished(clips_of(folder), run[2], StoreSettings(fps=FPS, size=SIZE, quality=90, faces=None)) == []
+    assert pending_clips(clips_of(folder), run[2], StoreSettings(fps=FPS, size=SIZE, quality=90, faces=None)) == []
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_sound_keeps_its_level_and_its_place(files):
 
 def test_two_detectors_find_the_same_faces(files, javased):
     "The cascade and YuNet were made apart: where they agree on real clips, both are right."
-    from vat_nb.data.faces import face_locator, overlap
+    from vat_nb.data.faces import face_locator, iou
 
     weights = javased.parent / "models" / "yunet_n_640_640.onnx"
     if not weights.is_file():
@@ -62,8 +62,7 @@ def test_two_detectors_find_the_same_faces(files, javased):
     for path in files:
         a, b = (read_clip(path, fps=1, size=64, locate=face_locator(name)) for name in ("cascade", str(weights)))
         assert (
-            a.reasons == b.reasons == ()
-            and overlap(*(np.array([x, y, side, side]) for x, y, side in (a.box, b.box))) > 0.4
+            a.reasons == b.reasons == () and iou(*(np.array([x, y, side, side]) for x, y, side in (a.box, b.box))) > 0.4
         ), path
 
 

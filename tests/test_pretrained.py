@@ -94,18 +94,18 @@ def vat(video, audio, dim=32):
     return VAT(video, audio, Fusion(dim, 4, 1, context=dim), classes=6, targets=1, project=16)
 
 
-def video_encoder(name, tune="frozen", grid=1):
+def video_encoder(name, tuning="frozen", grid=1):
     from vat_nb.encoders.tuning import tuned_encoder
     from vat_nb.encoders.video_backbones import load_video_backbone
 
-    return tuned_encoder(load_video_backbone(name, 12.5, grid), 32, 4, tune=tune)
+    return tuned_encoder(load_video_backbone(name, 12.5, grid), 32, 4, tuning=tuning)
 
 
-def audio_encoder(name, tune="frozen"):
+def audio_encoder(name, tuning="frozen"):
     from vat_nb.encoders.audio_backbones import load_audio_backbone
     from vat_nb.encoders.tuning import tuned_encoder
 
-    return tuned_encoder(load_audio_backbone(name), 32, 4, tune=tune)
+    return tuned_encoder(load_audio_backbone(name), 32, 4, tuning=tuning)
 
 
 def batch_of(store, frames=24):
@@ -114,9 +114,9 @@ def batch_of(store, frames=24):
     return next(iter(make_loader(store, store.usable(), frames=frames, batch_size=6)))
 
 
-@pytest.mark.parametrize("tune", ["frozen", "lora", "full"])
+@pytest.mark.parametrize("tuning", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("video, audio, grid", [("vit", "large", 2), ("mae", "base", 1), ("vit", "whisper", 1)])
-def test_training_teaches_what_it_should(names, store, video, audio, grid, tune):
+def test_training_teaches_what_it_should(names, store, video, audio, grid, tuning):
     "A step of pretraining and of fine-tuning: fixed stays, trained moves, the teacher follows, a checkpoint returns."
     from vat_nb.momentum import update_teacher
     from vat_nb.finetuning import Finetune
@@ -124,7 +124,7 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
     from vat_nb.train_loop import make_optimizer
 
     torch.manual_seed(0)
-    make = lambda: vat(video_encoder(names[video], tune, grid), audio_encoder(names[audio], tune))
+    make = lambda: vat(video_encoder(names[video], tuning, grid), audio_encoder(names[audio], tuning))
     batch = batch_of(store)
     for objective in (Pretrain(make(), queue_size=8, weights=PretrainWeights(masked=0.0)), Finetune(make())):
         student, teacher = objective.student.train(), objective.teacher
@@ -141,11 +141,11 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         now, teacher_now = dict(student.named_parameters()), dict(teacher.named_parameters())
         moved = {k for k in before if not torch.equal(before[k], now[k])}
         backbone = {k for k in before if ".backbone." in k}
-        if tune == "frozen":
+        if tuning == "frozen":
             assert not moved & backbone
-        if tune == "lora":
+        if tuning == "lora":
             assert moved & backbone and all("lora_" in k for k in moved & backbone)
-        if tune == "full":
+        if tuning == "full":
             assert len(moved & backbone) > 0.7 * len(backbone)
         assert all(("lora_" in k or now[k].requires_grad) == (now[k] is not teacher_now[k]) for k in backbone), (
             "frozen weights are shared, trained ones are not"
@@ -153,9 +153,9 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tune)
         assert all(not torch.equal(taught[k], teacher_now[k]) for k in moved)
         state = objective.state_dict()
         saved = {k for k in state if ".backbone." in k}
-        if tune == "frozen":
+        if tuning == "frozen":
             assert not saved
-        if tune == "lora":
+        if tuning == "lora":
             assert saved and all("lora_" in k for k in saved)
         other = type(objective)(
             make(),
@@ -361,9 +361,9 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
                 duration=media.duration,
                 frames=frames,
                 samples=samples,
-                size=1,
-                mtime=1,
-                settings="0" * 12,
+                source_size=1,
+                source_mtime=1,
+                settings_hash="0" * 12,
             )
         )
     append_rows(tmp_path, rows)
@@ -436,8 +436,8 @@ def test_a_saved_model_finds_its_encoders_again(names, store, tmp_path):
         other.predict_store(store)
 
 
-@pytest.mark.parametrize("tune", ["frozen", "lora"])
-def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp_path, tune):
+@pytest.mark.parametrize("tuning", ["frozen", "lora"])
+def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp_path, tuning):
     "Without cached features, too: both missing encoders are named, moved ones are found, others are refused."
     import shutil
     from vat_nb.runs.pipeline import new_model
@@ -452,7 +452,7 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
         store,
         video_encoder=f"hf:{tmp_path}/here/vit",
         audio_encoder=f"hf:{tmp_path}/here/large",
-        encoder_tuning=tune,
+        encoder_tuning=tuning,
         cache_features=False,
     )
     model = new_model(recipe, store, store.usable())
@@ -569,7 +569,7 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
     assert (
         [c.id for c in split.held] == sorted(c.id for c in clips)[-2:]
         and len(split.unlabelled) == 4
-        and not split.tests
+        and not split.test_splits
     )
     silent = bare._replace(ledger=bare.ledger.assign(samples=0))
     with pytest.raises(ParameterError, match="0 of 6 clips have both video and audio: there is nothing to train on"):

@@ -40,7 +40,7 @@ def test_muse_mimic_end_to_end(releases, tmp_path):
     found, out = run(releases, tmp_path, "muse_mimic", "num_processes=2")
     assert set(found["splits"]) == {"devel"}, "test labels are kept back"
     assert {"pearson", "mse", "undefined"} <= set(found["splits"]["devel"]) and found["splits"]["devel"][
-        "main"
+        "ranking_metric"
     ] == "pearson"
     names = ("Approval", "Disappointment", "Uncertainty")
     devel, test = (
@@ -63,7 +63,7 @@ def test_cheavd2_end_to_end(releases, tmp_path):
     assert (
         set(found["splits"]) == {"val"}
         and {"macro_precision", "accuracy"} <= set(found["splits"]["val"])
-        and found["splits"]["val"]["main"] == "macro_precision"
+        and found["splits"]["val"]["ranking_metric"] == "macro_precision"
     )
     table = pd.read_csv(out / "submission_test.csv")
     assert list(table) == ["name", "emotion"] and len(table) == 4

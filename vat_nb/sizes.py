@@ -77,7 +77,7 @@ class ModelConfig:
     tubelet: int | None = None  # frames of a tubelet; None takes the size's own
     video: EncoderSource | None = None  # None: the size's own encoder
     audio: EncoderSource | None = None
-    tune: str = "frozen"  # what of pretrained encoders is trained: "frozen", "lora" or "full"
+    tuning: str = "frozen"  # what of pretrained encoders is trained: "frozen", "lora" or "full"
     dropout: float | None = None  # None takes the size's own
     feature_dropout: float = 0.0  # of the features of pretrained encoders
     early_fusion: bool = False  # see `VAT`

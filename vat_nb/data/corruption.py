@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Noise', 'CONDITIONS', 'mix_noise', 'noise_files', 'load_noise', 'sample_recording', 'synthetic_speech_noise',
-           'babble', 'pyramid_blur', 'Condition', 'mer_noise', 'corrupt', 'clip_rng', 'under']
+           'babble', 'pyramid_blur', 'Condition', 'mer_noise', 'apply_mer_noise', 'clip_rng', 'apply_condition']
 
 # %% ../../nbs/2_data/08_corruption.ipynb #335e92ad
 import math
@@ -157,7 +157,7 @@ def mer_noise(
     return Condition(f"MER-NOISE: {snr} dB, blur {rate}", snr, rate)
 
 
-def corrupt(
+def apply_mer_noise(
     frames: np.ndarray,  # [T, H, W, 3] uint8
     wave: np.ndarray,  # [S] float in -1..1
     noise: np.ndarray,  # [N] float, speech of somebody else
@@ -177,7 +177,7 @@ def clip_rng(
     return np.random.default_rng([seed, *id.encode()])
 
 
-def under(
+def apply_condition(
     condition: Condition,  # what is done
     noise: Noise,  # its source
     seed: int,  # of the whole corruption

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import av, cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..types import SAMPLE_RATE, Clip
-from .corruption import corrupt
+from .corruption import apply_mer_noise
 from .validation import CHEAVD2, MER23
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #7ba11bfd
@@ -560,7 +560,7 @@ def make_clip(
     if not plan.noisy: return frames, wave
     neutral = EXPRESSIONS["neutral"]
     others = [synthesize(write_script(rng, 4, 2), make_identity(rng), neutral, rng) for _ in range(2)]
-    return corrupt(frames, wave, others[0] + others[1], rng)[:2]
+    return apply_mer_noise(frames, wave, others[0] + others[1], rng)[:2]
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #79168175
 class Codecs(NamedTuple):

@@ -48,7 +48,7 @@ class EncoderSpec:
     def build(self, config: ModelConfig) -> PretrainedEncoder:
         "Build the encoder of a model, with its backbone inside."
         return tuned_encoder(
-            self.load(config.fps), tune=config.tune, feature_dropout=config.feature_dropout, **config.widths
+            self.load(config.fps), tuning=config.tuning, feature_dropout=config.feature_dropout, **config.widths
         )
 
     @property

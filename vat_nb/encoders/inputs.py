@@ -15,7 +15,7 @@ import numpy as np, torch
 from torch.utils.data import DataLoader
 from ..types import Clip
 from ..training.config import STREAMS, Recipe
-from ..data.corruption import Condition, Noise, babble, under
+from ..data.corruption import Condition, Noise, babble, apply_condition
 from .feature_cache import CachedSource, EncoderSpec, FeatureSource, cache_folder, read_record
 from .feature_extraction import BackboneSource, cache_features
 from .feature_encoder import STATISTICS
@@ -127,7 +127,7 @@ def build_loader(
         batch_size=recipe.batch_size, shuffle=shuffle, workers=recipe.num_workers, seed=recipe.seed,
         pin=torch.cuda.is_available(), weights=weights,
     )
-    corrupt = partial(under, condition, noise, recipe.seed) if condition else None
+    corrupt = partial(apply_condition, condition, noise, recipe.seed) if condition else None
     if not recipe.reads_features: return make_loader(store, clips, recipe.num_frames, transform=corrupt, **options)
     folders = [cache_folder(store.path, encoder_spec(recipe, s)) for s in STREAMS]
     sources: list[FeatureSource] = [cached_source(f) for f in folders]
@@ -159,7 +159,7 @@ def model_config(
     return ModelConfig(
         r.model_size, r.image_size, r.fps, len(task.classes), len(task.targets), r.temperature,
         r.augment_spectrogram, r.tubelet, **encoders,
-        tune=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, early_fusion=r.early_fusion,
+        tuning=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, early_fusion=r.early_fusion,
         linear_probe=r.probes_features, projection_norm=r.projection_norm, pooled=r.pooled,
     )
 

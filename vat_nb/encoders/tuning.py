@@ -145,11 +145,12 @@ def tuned_encoder(
     dim: int,  # width of the tokens
     heads: int,
     blocks: int = 1,  # on top
-    tune: str = "frozen",  # a key of TUNING_MODES
+    tuning: str = "frozen",  # a key of TUNING_MODES
     dropout: float = 0.0,  # in the blocks
     feature_dropout: float = 0.0,  # of the features
 ) -> PretrainedEncoder:
     "Put a feature encoder on a backbone. Raises ValueError for a way of tuning that is unknown, or not for this one."
-    if tune not in TUNING_MODES: raise ValueError(f"encoder_tuning cannot be {tune!r}: {suggest(tune, TUNING_MODES)}")
-    TUNING_MODES[tune](backbone)
+    if tuning not in TUNING_MODES:
+        raise ValueError(f"encoder_tuning cannot be {tuning!r}: {suggest(tuning, TUNING_MODES)}")
+    TUNING_MODES[tuning](backbone)
     return PretrainedEncoder(backbone, FeatureEncoder(backbone.layout, dim, heads, blocks, dropout, feature_dropout))

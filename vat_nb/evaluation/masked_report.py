@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from torch import Tensor
 from ..types import Batch
 from ..audio_encoder import AudioEncoder
-from .metrics import interval
+from .metrics import bootstrap_ci
 from ..model import VAT
 from ..masked_audio import sample_mask, predict_masked_audio
 
@@ -66,6 +66,6 @@ def masked_table(
     for name, x in errors.items():
         more = x - baseline
         bounds = np.nan, np.nan
-        if name != "its own video": bounds = interval(lambda sample: more[sample].mean(), len(more))
+        if name != "its own video": bounds = bootstrap_ci(lambda sample: more[sample].mean(), len(more))
         rows[name] = dict(error=x.mean(), more=more.mean(), low=bounds[0], high=bounds[1])
     return pd.DataFrame(rows).T.rename_axis("filled with")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SCORE_NAMES', 'CLASS_SCORES', 'AT_ONCE', 'weighted_f1', 'average_recall', 'mean_average_precision', 'macro_precision',
-           'accuracy', 'class_scores', 'target_scores', 'scores', 'confusion', 'interval', 'bootstrap_f1',
+           'accuracy', 'class_scores', 'target_scores', 'scores', 'confusion', 'bootstrap_ci', 'bootstrap_f1',
            'resampled_interval', 'f1_interval', 'bootstrap_generic', 'bootstrap_precision', 'bootstrap_correlation',
            'count_resamples', 'bootstrap_score', 'paired_interval', 'retrieval_recall', 'area_under_curve',
            'reliability', 'calibration_error', 'negative_log_likelihood']
@@ -126,16 +126,16 @@ def confusion(
     return confusion_matrix(y[labelled], p[labelled].argmax(1), labels=range(p.shape[1]))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #895d111a
-def interval(
+def bootstrap_ci(
     score: Callable[[np.ndarray], float],  # function of row indices [M]
     n: int,  # clips
     level: float = 0.95,  # share of the draws inside the interval
-    draws: int = 1000,  # resamples
+    n_resamples: int = 1000,  # resamples
     seed: int = 0,
 ) -> tuple[float, float]:  # low, high
     "Compute a bootstrap interval of a score over clips; NaN where it is undefined."
     if n < 2: return np.nan, np.nan
-    options = dict(confidence_level=level, n_resamples=draws, method="percentile", rng=seed)
+    options = dict(confidence_level=level, n_resamples=n_resamples, method="percentile", rng=seed)
     result = bootstrap((np.arange(n),), score, vectorized=False, **options).confidence_interval
     return float(result.low), float(result.high)
 
@@ -157,11 +157,11 @@ def bootstrap_f1(
 def resampled_interval(
     score: Callable[[np.ndarray], np.ndarray],  # function of how often each clip is in each resample: [D, N] -> [D]
     n: int,  # N clips
-    draws: int = 2000,  # resamples
+    n_resamples: int = 2000,  # resamples
 ) -> tuple[float, float]:  # low, high
     "Compute a 95 % bootstrap interval of a score that takes all resamples at once; NaN where it is undefined."
     if n < 2: return np.nan, np.nan
-    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), draws).astype(float)
+    counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
     return tuple(float(q) for q in np.quantile(score(counts), [(1 - 0.95) / 2, (1 + 0.95) / 2]))
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #5aa237a2
@@ -253,15 +253,15 @@ def paired_interval(
     b: Sequence[Callable],  # S functions of the second system, seeds in the same order
     n: int,  # N clips
     level: float = 0.95,  # share of the draws inside the interval
-    draws: int = 2000,  # resamples
+    n_resamples: int = 2000,  # resamples
     seed: int = 0,
 ) -> tuple[float, float, float]:  # mean difference a - b, low, high
     "Compute the difference of two systems over clips and seeds. Raises ValueError when the seeds do not pair."
     if len(a) != len(b) or not a:
         raise ValueError(f"{len(a)} and {len(b)} seeds do not pair: score both systems with the same seeds")
     rng, ones = np.random.default_rng(seed), np.ones((1, n))
-    counts = rng.multinomial(n, np.full(n, 1 / n), draws).astype(float)
-    seeds = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), draws) / len(a)
+    counts = rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
+    seeds = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), n_resamples) / len(a)
     differences = sum(seeds[:, s] * (f(counts) - g(counts)) for s, (f, g) in enumerate(zip(a, b)))
     low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
     return float(np.mean([f(ones) - g(ones) for f, g in zip(a, b)])), float(low), float(high)
@@ -272,8 +272,8 @@ def retrieval_recall(
     k: int = 1,  # partners that are named
 ) -> dict[str, float]:
     "Compute recall at k, from video to audio and from audio to video; chance is k / N."
-    if len(sim) < 2: return {"video->audio": np.nan, "audio->video": np.nan}
-    return {"video->audio": _recall(sim, k), "audio->video": _recall(sim.T, k)}
+    if len(sim) < 2: return {"v2a_recall": np.nan, "a2v_recall": np.nan}
+    return {"v2a_recall": _recall(sim, k), "a2v_recall": _recall(sim.T, k)}
 
 
 def _recall(sim: np.ndarray, k: int) -> float:

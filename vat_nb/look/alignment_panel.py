@@ -290,7 +290,7 @@ def metrics_html(
     x = {k: f"{value:.2f}" for k, value in embedding_metrics(s.video_embed, s.audio_embed, s.match_prob).items()}
     rows = [(f"{len(s.video_embed)} clips", "<b>video</b>", "<b>audio</b>", "")]
     for k in (1, 5, 10):
-        recall = x[f"recall@{k} video->audio"], x[f"recall@{k} audio->video"]
+        recall = x[f"v2a_recall@{k}"], x[f"a2v_recall@{k}"]
         rows.append((f"recall at {k}", *recall, f"chance {x[f'chance@{k}']}"))
     rows += [
         ("uniformity", x["uniformity video"], x["uniformity audio"], "lower: more spread out"),

@@ -22,7 +22,7 @@ from ..data.dataloader import make_loader
 from ..data.decoding import decode_jpegs
 from ..data.io import clip_file
 from ..data.store import Store, save_clip
-from ..evaluation.metrics import area_under_curve, interval
+from ..evaluation.metrics import area_under_curve, bootstrap_ci
 from ..model import VAT
 from ..runs.snapshots import Snapshot, take_snapshot
 from ..runs.splits import has_both
@@ -213,15 +213,15 @@ def audit_clips(
     return table.sort_values("inconsistency", ascending=False, kind="stable", ignore_index=True)
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #cc63cc4f
-def _auc_interval(y: np.ndarray, x: np.ndarray, draws: int) -> tuple[float, float, float]:  # area, low, high
+def _auc_interval(y: np.ndarray, x: np.ndarray, n_resamples: int) -> tuple[float, float, float]:  # area, low, high
     def area(rows): return area_under_curve(y[rows], x[rows])
-    return area(np.arange(len(y))), *interval(area, len(y), draws=draws)
+    return area(np.arange(len(y))), *bootstrap_ci(area, len(y), n_resamples=n_resamples)
 
 
 def auc_table(
     table: pd.DataFrame,  # of `audit_clips`
     kind: pd.Series,  # by id: "swapped", "shifted" or ""
-    draws: int = 1000,  # of the bootstrap
+    n_resamples: int = 1000,  # of the bootstrap
 ) -> pd.DataFrame:  # kind, score, area, low, high, clips (faulty ones)
     "Compute the area under the ROC curve of each score and of the ranking, with 95 % intervals."
     rows, faults = [], kind.reindex(table["id"]).to_numpy()
@@ -231,7 +231,7 @@ def auc_table(
             mask = np.isin(faults, ["", fault]) & np.isfinite(x)
             y = faults[mask] == fault
             if y.all() or not y.any(): continue
-            rows.append((fault, name, *_auc_interval(y, x[mask], draws), int(y.sum())))
+            rows.append((fault, name, *_auc_interval(y, x[mask], n_resamples), int(y.sum())))
     return pd.DataFrame(rows, columns=["kind", "score", "area", "low", "high", "clips"])
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #c479b579

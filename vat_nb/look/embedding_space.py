@@ -52,7 +52,7 @@ def embedding_metrics(
     "Compute recall, chance, alignment, uniformity and mean cosines; NaN where there are too few clips."
     sim = v @ a.T
     wrong_pairs = sim[~np.eye(len(v), dtype=bool)]
-    recall = {f"recall@{k} {way}": x for k in ks for way, x in retrieval_recall(sim, k).items()}
+    recall = {f"{name}@{k}": x for k in ks for name, x in retrieval_recall(sim, k).items()}
     chance = {f"chance@{k}": min(k / max(len(v), 1), 1.0) for k in ks}
     metrics = recall | chance | {
         "alignment": alignment(v, a),
@@ -310,7 +310,7 @@ def embedding_history(
 
 
 def _history_curves(table: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:  # label of an axis -> name -> values
-    def recall(k): return table[[f"recall@{k} video->audio", f"recall@{k} audio->video"]].mean(axis=1)
+    def recall(k): return table[[f"v2a_recall@{k}", f"a2v_recall@{k}"]].mean(axis=1)
     return {
         "recall (mean of both ways)": {f"recall at {k}": recall(k) for k in (1, 5, 10)},
         "squared distance of partners": {"alignment": table["alignment"]},

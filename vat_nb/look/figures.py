@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import NullLocator, PercentFormatter
 from ..model import HEADS
-from ..evaluation.predictions import Predictions, score_interval, truth
+from ..evaluation.predictions import Predictions, score_interval, labels_of
 from ..evaluation.metrics import calibration_error, confusion, reliability
 from ..sizes import SIZES
 from ..data.validation import Task
@@ -31,7 +31,7 @@ def plot_confusion(
     ax: Axes | None = None,  # None makes new axes
 ) -> Axes:
     "Draw the share of each true class that was predicted as each class, with the number of clips in each cell."
-    y, _ = truth(predictions.clips, task)
+    y, _ = labels_of(predictions.clips, task)
     counts = confusion(y, predictions.logits[head])
     share, names = counts / counts.sum(1, keepdims=True).clip(1), task.classes
     ax = plot_matrix(
@@ -50,7 +50,7 @@ def head_scores(
     name: str = "f1",  # of the score
 ) -> dict[str, tuple[float, float, float]]:  # head, or "majority" -> value, low end, high end
     "Compute a score of each head with its interval, and that of always naming the most frequent class."
-    y, _ = truth(predictions.clips, task)
+    y, _ = labels_of(predictions.clips, task)
     scores = {h: score_interval(predictions, task, name, h) for h in HEADS}
     if task.classes and (y >= 0).any():
         majority = np.eye(len(task.classes))[[np.bincount(y[y >= 0]).argmax()]].repeat(len(y), 0)
@@ -74,7 +74,7 @@ def alignment_order(
     most: int = 120,  # largest number of rows
 ) -> list[int]:  # rows of the predictions
     "Order clips by class and by what varies most in the video, unlabelled ones last; thin out evenly."
-    y, _ = truth(predictions.clips, task)
+    y, _ = labels_of(predictions.clips, task)
     position = _principal_positions(predictions.video_embed)
     order = sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], position[i], predictions.clips[i].id))
     picks = np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int)
@@ -103,7 +103,7 @@ def plot_alignment(
 ) -> Axes:
     "Draw the video-to-audio similarity matrix with its classes."
     rows = alignment_order(predictions, task, most)
-    y, _ = truth([predictions.clips[i] for i in rows], task)
+    y, _ = labels_of([predictions.clips[i] for i in rows], task)
     ax = _draw_cosines(predictions, rows, ax)
     names = [*task.classes, "unlabelled"]
     starts = [i for i in range(len(y)) if i == 0 or y[i] != y[i - 1]]

@@ -52,7 +52,7 @@ def scored_clips(
     recipe: Recipe,
 ) -> list[Clip]:
     "Return the labelled clips that recipes are compared on. Raises ValueError where only the validation split is left."
-    tests = [t for t in split.tests if t != recipe.valid_split]
+    tests = [t for t in split.test_splits if t != recipe.valid_split]
     if not tests:
         raise ValueError(
             "a comparison needs a labelled split beside 'train' that chooses nothing: this release has none "

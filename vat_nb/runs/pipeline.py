@@ -34,7 +34,7 @@ from ..data.store import Store
 from ..encoders.inputs import build_loader, layouts, model_config, set_scales
 from ..evaluation.linear_probe import probe_inputs, speaker_projections, start_from_probe
 from ..model import HEADS
-from ..evaluation.predictions import Predictions, comparison_metric, predict, ranking_metric, score, truth
+from ..evaluation.predictions import Predictions, comparison_metric, predict, ranking_metric, score, labels_of
 from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, store_settings
 from ..training.config import FIELDS, Recipe
 from ..training.fit import Validation, fit
@@ -50,7 +50,7 @@ def new_model(
     torch.manual_seed(recipe.seed)
     model = build_vat(model_config(recipe, data.task, layouts(data, recipe)))
     configure_blocks(model, recipe.gradient_checkpointing, "inductor" if recipe.compile else None)
-    model.set_target_stats(torch.from_numpy(truth(train, data.task)[1]))
+    model.set_target_stats(torch.from_numpy(labels_of(train, data.task)[1]))
     set_scales(model, data, train, recipe)
     return model
 
@@ -88,7 +88,7 @@ def stage_settings(
     settings = recipe.part("both", *stages)
     if "finetune" not in stages:
         settings |= pretrain_augmentation(recipe) | dict(linear_probe=recipe.probes_features)
-    return settings | dict(reading=store_settings(recipe).portable()) | audit_hash(recipe)
+    return settings | dict(reading=store_settings(recipe).machine_independent()) | audit_hash(recipe)
 
 
 def pretrain_augmentation(recipe: Recipe) -> dict[str, float]:
@@ -158,7 +158,7 @@ def finetune(
     if r.linear_probe and (r.prior_clips or not (checkpoint and checkpoint.exists())): _fit_probe(model, data, split, r)
     start = {name: x.clone() for name, x in model.state_dict().items()} if r.prior_clips else {}
     objective = _finetune_objective(model, data.task, r)
-    clips = (split.train * -(-split.draws // len(split.train)))[: split.draws]
+    clips = (split.train * -(-split.epoch_size // len(split.train)))[: split.epoch_size]
     if r.pseudo_labels: clips = clips + split.unlabelled
     settings = stage_settings(r, "finetune")
     settings |= dict(clips=len(clips), classes=data.task.classes, targets=data.task.targets)
@@ -213,7 +213,7 @@ def _fit_probe(model: VAT, data: Store, split: Split, recipe: Recipe) -> None:
     elif recipe.speaker_directions:
         inputs = probe_inputs(model, loader(named), len(named))
         projections = speaker_projections(inputs, [c.speaker for c in named], recipe.speaker_directions)
-    start_from_probe(model, loader(clips), clips, *truth(clips, data.task), np.array(weights), projections)
+    start_from_probe(model, loader(clips), clips, *labels_of(clips, data.task), np.array(weights), projections)
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #776a67e3
 @torch.no_grad()
@@ -231,7 +231,7 @@ def validation(
     data: Store, valid: list[Clip], recipe: Recipe, accelerator: Accelerator,
 ) -> Callable[[VAT], Validation]:
     "Build the function that validates a model: ranking metric, score of each head, loss of each head."
-    y, t = (torch.from_numpy(x) for x in truth(valid, data.task))
+    y, t = (torch.from_numpy(x) for x in labels_of(valid, data.task))
     def validate(model: VAT) -> Validation:
         predictions = predict_clips(model, data, valid, recipe, accelerator)
         scores = score(predictions, data.task)
@@ -260,5 +260,5 @@ def train_model(
     model = new_model(recipe, data, split.train + split.unlabelled).to(accelerator.device)
     if recipe.pretrain_epochs: pretrain(model, data, split.train + split.unlabelled, recipe, accelerator, pretrained)
     # a shared pretraining may have had other labels
-    model.set_target_stats(torch.from_numpy(truth(split.train, data.task)[1]))
+    model.set_target_stats(torch.from_numpy(labels_of(split.train, data.task)[1]))
     return model, finetune(model, data, split, recipe, accelerator, checkpoint)

@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.inputs import build_loader, can_corrupt
-from ..evaluation.metrics import area_under_curve, interval
+from ..evaluation.metrics import area_under_curve, bootstrap_ci
 from ..model import VAT
 from ..data.store import Store
 from ..training.config import Recipe
@@ -117,12 +117,12 @@ class TimeShift(NamedTuple):
 
 def area_interval(
     right: np.ndarray, wrong: np.ndarray,  # [N] scores of the same clips with the right and with a wrong partner
-    draws: int = 500,  # bootstrap resamples
+    n_resamples: int = 500,  # bootstrap resamples
 ) -> tuple[float, float, float]:  # area, low, high
     "Compute the area under the ROC curve with its bootstrap interval over clips."
     y = np.repeat([True, False], len(right))
     def area(rows: np.ndarray) -> float: return area_under_curve(y, np.concatenate([right[rows], wrong[rows]]))
-    return area(np.arange(len(right))), *interval(area, len(right), draws=draws)
+    return area(np.arange(len(right))), *bootstrap_ci(area, len(right), n_resamples=n_resamples)
 
 # %% ../../nbs/6_runs/03_retrieval.ipynb #8b8b508d
 def _areas(name: str, right: PairScores, wrong: PairScores) -> tuple:
@@ -177,10 +177,10 @@ def recall_table(
     rows = []
     for k in ks:
         row = dict(k=k, chance=min(k / n, 1.0))
-        for name, sim in (("video->audio", similarity), ("audio->video", similarity.T)):
+        for name, sim in (("v2a_recall", similarity), ("a2v_recall", similarity.T)):
             rank = (sim > np.diag(sim)[:, None]).sum(1)
             hit = (rank < k).astype(float)
-            low, high = interval(lambda rows: hit[rows].mean(), n, draws=500)
+            low, high = bootstrap_ci(lambda rows: hit[rows].mean(), n, n_resamples=500)
             row |= {name: hit.mean(), f"{name} low": low, f"{name} high": high}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -208,6 +208,7 @@ def pair_table(
             y = np.repeat([True, False], [len(clips), len(wrong)])
             return area_under_curve(y, np.concatenate([np.diag(cosines)[clips], wrong]))
         areas = (np.nan,) * 3
-        if among.any() and name != "the clip's own": areas = area(np.arange(len(v))), *interval(area, len(v), draws=200)
+        if among.any() and name != "the clip's own":
+            areas = area(np.arange(len(v))), *bootstrap_ci(area, len(v), n_resamples=200)
         rows.append((name, among.sum(), cosines[among].mean() if among.any() else np.nan, *areas))
     return pd.DataFrame(rows, columns=["pairs", "number", "cosine", "area", "low", "high"])

@@ -76,7 +76,7 @@ def prepare_store(
     if recipe.synthetic and not exists: write_demo(Path(recipe.data_dir), recipe.seed, layout=recipe.layout)
     if not remote and (Path(recipe.data_dir).is_dir() or not exists): _preprocess(recipe, folder, exists)
     data = open_store(folder)
-    check_same_config(data.settings.portable(), store_settings(recipe).portable(), folder)
+    check_same_config(data.settings.machine_independent(), store_settings(recipe).machine_independent(), folder)
     check_failure_rate(data.ledger.reset_index(), recipe.max_failed, folder)
     prepare_features(data, recipe, build_accelerator(recipe).device if recipe.reads_features else "cpu")
     if not recipe.speaker_normalization or recipe.reads_features: return data
@@ -125,8 +125,8 @@ class Split(NamedTuple):
     train: list[Clip]  # labelled: they are trained on
     valid: list[Clip]  # labelled: they select the epoch
     unlabelled: list[Clip]  # without labels, or with labels that may not be used
-    tests: list[str]  # names of the labelled splits that are scored
-    draws: int  # labelled clips of an epoch; where label_fraction removes labels, the others are repeated
+    test_splits: list[str]  # names of the labelled splits that are scored
+    epoch_size: int  # labelled clips of an epoch; where label_fraction removes labels, the others are repeated
     held: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
 
 # %% ../../nbs/6_runs/00_splits.ipynb #2cfc018b
@@ -144,7 +144,7 @@ def monitor_clips(
     most: int,  # clips
 ) -> list[Clip]:
     "Choose clips with video and audio to measure alignment: of the first scored split that has any, else of others."
-    tests = (filter(is_labelled, data.usable(name)) for name in split.tests)
+    tests = (filter(is_labelled, data.usable(name)) for name in split.test_splits)
     for clips in (split.held, *tests, split.valid, split.train):
         if pairs := [c for c in clips if has_both(data, c)]: return spread(pairs, most)
     return []
