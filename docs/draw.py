@@ -79,10 +79,10 @@ def explained(sim, groups):  # [N, N] cosines, [N] what each clip belongs to
 
 def plot_by_person(run, release, store):  # a run of the demo, its release, its store
     "The alignment matrix of the demo's first test split after pretraining: by emotion, and by who is seen and heard."
-    data, known = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
-    load_weights(known.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
+    data, recognizer = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
+    load_weights(recognizer.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
     clips = spread(data.usable("test1"), read_recipe("demo").report_clips)
-    p = predict(known.model, make_loader(data, clips, known.recipe.num_frames, batch_size=16))
+    p = predict(recognizer.model, make_loader(data, clips, recognizer.recipe.num_frames, batch_size=16))
     who = people_seen(release, p.clips)
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
     share = {

@@ -63,8 +63,8 @@ MADE = {}  # path of a page or picture -> what it holds
 def head(name):
     "Title and `>` line of a notebook."
     title, _, rest = "".join(NBS[name][0]["source"]).partition("\n")
-    said = re.search(r"^> (.*)", rest, re.M)
-    return title.lstrip("# "), said[1] if said else ""
+    summary = re.search(r"^> (.*)", rest, re.M)
+    return title.lstrip("# "), summary[1] if summary else ""
 
 
 def formulas(text):
@@ -84,10 +84,10 @@ def places(text):
     return re.sub(r'(\]\(|src=")(?:\.\./)+figures/', r"\1../figures/", text)
 
 
-def fence(code, language="python", title="", found=True):
+def fence(code, language="python", title="", searchable=True):
     "A block of code, its ticks longer than any inside; what is not `found` stays out of the search, for a small index."
     ticks, title = "`" * max([3, *(len(t) + 1 for t in re.findall(r"`+", code))]), f' title="{title}"' if title else ""
-    kind = f"{language}{title}" if found else f"{{.{language}{title} data-search-exclude}}"
+    kind = f"{language}{title}" if searchable else f"{{.{language}{title} data-search-exclude}}"
     return f"{ticks}{kind}\n{code.rstrip()}\n{ticks}\n"
 
 
@@ -98,7 +98,7 @@ def file_of(module):
 
 def folded(code):
     "Imports, which nobody needs to see first."
-    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code, found=False), flags=re.M)
+    return '??? quote "imports"\n\n' + re.sub(r"^(?=.)", "    ", fence(code, searchable=False), flags=re.M)
 
 
 def notebook_page(name):
@@ -124,7 +124,7 @@ def notebook_page(name):
             imports = [*imports, code] if code.startswith(("import ", "from ")) else []
             if len(imports) > 1:
                 parts.pop()  # one fold for cells that follow each other
-            parts.append(folded("\n\n".join(imports)) if imports else fence(code, title=title, found=False))
+            parts.append(folded("\n\n".join(imports)) if imports else fence(code, title=title, searchable=False))
         for j, out in enumerate(cell.get("outputs", [])):
             data = out.get("data", {})
             if "image/png" in data:
@@ -343,11 +343,11 @@ def order():
         "look",
         "alignment_matrix",
     ]
-    found = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
+    result = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
     entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
     return [
         {"Start": ["index.md", "start.md"]},
-        {"How to": [f"howto/{n}.md" for n in found]},
+        {"How to": [f"howto/{n}.md" for n in result]},
         {
             "Notebooks": [
                 "notebooks/index.md",

@@ -58,11 +58,11 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
         assert all(re.fullmatch(r"\d+\.\d\sto\s\d+\.\d\ss", w) for w in windows), windows
 
         page.wait_for_function("v => document.querySelector(v).readyState >= 2", arg=FILM)
-        heard = (
+        script = (
             "v => { const e = document.querySelector(v); "
             "return [e.duration, e.videoWidth, e.webkitAudioDecodedByteCount ?? -1]; }"
         )
-        seconds, width, _ = page.evaluate(heard, FILM)
+        seconds, width, _ = page.evaluate(script, FILM)
         assert seconds > 0.5 and width == 256
         at_start = cursors(page)
         page.evaluate("([v, t]) => { document.querySelector(v).currentTime = t; }", [FILM, seconds / 2])
@@ -90,7 +90,7 @@ def test_every_control_of_the_attention_notebook(lab, demo_run):
             "parseFloat(document.querySelector('[data-seconds]').style.left) > 9",
             arg=FILM,
         )
-        _, _, decoded = page.evaluate(heard, FILM)
+        _, _, decoded = page.evaluate(script, FILM)
         assert decoded != 0  # bytes of sound; -1 where the browser does not tell
         notebook.press("save PNG, SVG, MP4")
         notebook.wait_text("_raw.mp4")

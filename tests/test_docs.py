@@ -34,12 +34,12 @@ ELSEWHERE = {"dask_jobqueue"}  # imports of the pages that are no dependency her
 
 def blocks(language):
     "(page, code) of every fenced block of a language, indented ones too."
-    found = [
+    result = [
         (page, re.sub(rf"^{m[1]}", "", m[2], flags=re.M))
         for page, text in PAGES.items()
         for m in re.finditer(rf"^( *)```{language}\b[^\n]*\n(.*?)^\1```", text, re.M | re.S)
     ]
-    return [(page, code) for page, code in found if "--8<--" not in code]
+    return [(page, code) for page, code in result if "--8<--" not in code]
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +60,7 @@ def site(tmp_path_factory):
     return folder
 
 
-class Seen(HTMLParser):
+class PageLinks(HTMLParser):
     "What a page links to, what it loads, and the anchors it has."
 
     def __init__(self, text):
@@ -80,27 +80,27 @@ class Seen(HTMLParser):
 
 
 @pytest.fixture(scope="session")
-def seen(site):
-    return {p: Seen(p.read_text(encoding="utf-8")) for p in site.rglob("*.html") if p.name != "404.html"}
+def page_links(site):
+    return {p: PageLinks(p.read_text(encoding="utf-8")) for p in site.rglob("*.html") if p.name != "404.html"}
 
 
-def test_links_lead_to_pages_and_anchors_that_are_there(site, seen):
+def test_links_lead_to_pages_and_anchors_that_are_there(site, page_links):
     wrong = []
-    for page, s in seen.items():
+    for page, s in page_links.items():
         for href in s.links:
             if re.match(r"(https?|mailto):", href):
                 continue
             place, anchor = urldefrag(unquote(href))
             to = (page.parent / place).resolve() if place else page
-            if to not in seen and not to.is_file():
+            if to not in page_links and not to.is_file():
                 wrong.append((page.name, href))
-            elif to in seen and anchor not in seen[to].anchors:
+            elif to in page_links and anchor not in page_links[to].anchors:
                 wrong.append((page.name, href))
-    assert len(seen) > 60 and sum(len(s.links) for s in seen.values()) > 2000 and not wrong, wrong[:10]
+    assert len(page_links) > 60 and sum(len(s.links) for s in page_links.values()) > 2000 and not wrong, wrong[:10]
 
 
-def test_pages_load_nothing_from_outside(site, seen):
-    for page, s in seen.items():
+def test_pages_load_nothing_from_outside(site, page_links):
+    for page, s in page_links.items():
         for src in s.loads:
             assert not re.match(r"(https?:)?//", src), f"{page.name} asks for {src}"
             assert src.startswith("data:") or (page.parent / unquote(src.split("?")[0])).is_file(), (
@@ -114,7 +114,7 @@ def test_every_notebook_is_a_page_with_its_figures(site):
     for path in (PROJECT / "nbs").rglob("*.ipynb"):
         if path.stem == "index":
             continue
-        kept = sum(
+        count = sum(
             "image/png" in o.get("data", {})
             for c in json.loads(path.read_text())["cells"]
             for o in c.get("outputs", [])
@@ -125,7 +125,7 @@ def test_every_notebook_is_a_page_with_its_figures(site):
                     rf'src="(?:\.\./notebooks/)?{path.stem}/', (site / "notebooks" / f"{path.stem}.html").read_text()
                 )
             )
-            == kept
+            == count
         ), path.stem
     text = (site / "notebooks/09_contrastive.html").read_text()
     assert "<math" in text and "$" not in re.sub(r"<(pre|code).*?</\1>|<script.*?</script>", "", text, flags=re.S), (
@@ -133,8 +133,8 @@ def test_every_notebook_is_a_page_with_its_figures(site):
     )
 
 
-def test_reference_has_every_public_name(seen):
-    pages = {p.stem: s.anchors for p, s in seen.items() if p.parent.name == "reference"}
+def test_reference_has_every_public_name(page_links):
+    pages = {p.stem: s.anchors for p, s in page_links.items() if p.parent.name == "reference"}
     for path in (PROJECT / "vat_nb").rglob("*.py"):
         if path.stem.startswith("_") or path.stem == "all":
             continue
@@ -155,7 +155,7 @@ def test_reference_says_what_fastcore_reads(site):
     "The comments beside parameters, as fastcore's docments finds them, all stand on the page of their module."
     from fastcore.docments import docments
 
-    found = 0
+    result = 0
     for path in sorted((site / "reference").glob("*.html")):
         if not (PROJECT / "vat_nb" / f"{path.stem.replace('.', '/')}.py").exists() or path.stem == "all":
             continue
@@ -167,10 +167,10 @@ def test_reference_says_what_fastcore_reads(site):
                 or f.__module__ != module.__name__
             ):
                 continue
-            said = [d.strip() for d in docments(f).values() if d]
-            assert not (missing := [d for d in said if d not in text]), f"{path.stem}.{name}: {missing}"
-            found += len(said)
-    assert found > 500
+            message = [d.strip() for d in docments(f).values() if d]
+            assert not (missing := [d for d in message if d not in text]), f"{path.stem}.{name}: {missing}"
+            result += len(message)
+    assert result > 500
 
 
 def resolved(node, scope):
@@ -245,12 +245,12 @@ def test_python_of_my_own_data_runs(tmp_path):
 @pytest.fixture(scope="session")
 def own_sections():
     "Sections that the pages tell a reader to write, read as settings.ini is."
-    found = {}
+    result = {}
     for page, code in blocks("ini"):
         ini = configparser.ConfigParser(interpolation=None)
         ini.read_string(code)
-        found |= {name: (page, dict(ini.items(name))) for name in ini.sections()}
-    return found
+        result |= {name: (page, dict(ini.items(name))) for name in ini.sections()}
+    return result
 
 
 def test_ini_of_the_pages_is_a_recipe(own_sections, tmp_path):
@@ -299,10 +299,10 @@ def check_given(page, dataset, notebook, pairs, own_sections):
     section = "demo" if "$" in dataset else dataset
     if dataset in own_sections and dataset.startswith("mine"):
         section = own_sections[dataset][1].get("extends", "demo")
-    given = {k: _resolve_type(v) for k, v in pairs if k != "dataset"}
-    strangers = set(given) - set(FIELDS) - parameters_of(notebook)
+    assignments = {k: _resolve_type(v) for k, v in pairs if k != "dataset"}
+    strangers = set(assignments) - set(FIELDS) - parameters_of(notebook)
     assert not strangers, f"{page}: {notebook} takes no {strangers}"
-    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in given.items() if "$" not in str(v)}
+    values = {k: parse_value(v) if isinstance(v, str) else v for k, v in assignments.items() if "$" not in str(v)}
     read_recipe(section, **{k: v for k, v in values.items() if k in FIELDS})
 
 
@@ -319,15 +319,15 @@ def test_commands_of_the_pages_are_real(own_sections):
             )  # pip comes with a venv that is made by hand
         if words[:1] == ["make"] and len(words) > 1:
             assert words[1] in targets, f"{page}: no target {words[1]}"
-            given = dict(w.split("=", 1) for w in words[2:] if "=" in w)
+            assignments = dict(w.split("=", 1) for w in words[2:] if "=" in w)
             variables = {"DATASET", "P"} | ({"STARTS"} if words[1] == "benchmark" else set())
-            assert set(given) <= variables, f"{page}: {words}"
+            assert set(assignments) <= variables, f"{page}: {words}"
             if (PROJECT / "nbs" / f"{words[1]}.ipynb").is_file():
-                flat = shlex.split(given.get("P", ""))
-                if flat == ["-p", "name", "value", "..."] or given.get("DATASET") in ("NAME", "..."):
+                flat = shlex.split(assignments.get("P", ""))
+                if flat == ["-p", "name", "value", "..."] or assignments.get("DATASET") in ("NAME", "..."):
                     continue
                 check_given(
-                    page, given.get("DATASET", "demo"), words[1], list(zip(flat[1::3], flat[2::3])), own_sections
+                    page, assignments.get("DATASET", "demo"), words[1], list(zip(flat[1::3], flat[2::3])), own_sections
                 )
                 checked += 1
         elif words[:1] == [".venv/bin/papermill"]:
@@ -347,7 +347,7 @@ def test_shell_of_the_pages_parses():
 def test_names_after_p_in_the_text_are_recipe_values():
     from vat_nb.training.config import FIELDS
 
-    known = set(FIELDS) | set().union(
+    settings = set(FIELDS) | set().union(
         *(
             parameters_of(n)
             for n in ("train", "preprocess", "crossval", "ablation", "semisupervised", "sweep", "soak", "benchmark")
@@ -355,7 +355,7 @@ def test_names_after_p_in_the_text_are_recipe_values():
     )
     for page, text in PAGES.items():
         for inline in re.findall(r"`(-p [^`]*)`", re.sub(r"```.*?```", "", text, flags=re.S)):
-            assert (names := set(re.findall(r"-p (\w+)", inline)) - {"name"}) <= known, f"{page}: {names}"
+            assert (names := set(re.findall(r"-p (\w+)", inline)) - {"name"}) <= settings, f"{page}: {names}"
 
 
 def test_faults_are_sentences_that_exist():
@@ -367,11 +367,11 @@ def test_faults_are_sentences_that_exist():
         sources += ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     code = re.sub(r'"\s*\\?\n\s*f?"', "", "\n".join(sources))  # sentences that go on in the next line
     rows = [m for m in re.findall(r"^\| (`.*?) \|", PAGES["faults.md"], re.M)]
-    said = [s for row in rows if "torch's words" not in row for s in re.findall(r"`([^`]+)`", row)]
+    message = [s for row in rows if "torch's words" not in row for s in re.findall(r"`([^`]+)`", row)]
     missing = [
-        part for s in said for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code
+        part for s in message for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code
     ]
-    assert len(said) > 60 and not missing, missing
+    assert len(message) > 60 and not missing, missing
     assert not [r for r in ERROR_CODES if f"`{r}`" not in PAGES["faults.md"]]
 
 
@@ -383,25 +383,25 @@ def test_patterns_are_what_the_page_says():
     from vat_nb.look.figures import alignment_order
     from vat_nb.evaluation.metrics import retrieval_recall
 
-    found = {name: made_up(pull) for name, pull in PATTERNS.items()}
-    recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["v2a_recall"] for name, p in found.items()}
+    result = {name: made_up(pull) for name, pull in PATTERNS.items()}
+    recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["v2a_recall"] for name, p in result.items()}
     assert (
         recall["diagonal"] > 0.9
         and recall["diagonal in blocks"] > 0.9
         and max(recall[n] for n in ("untrained", "blocks", "collapsed")) < 0.2
     )
-    kinds = [c.emotion for c in found["blocks"].clips]
+    kinds = [c.emotion for c in result["blocks"].clips]
     assert (
-        explained(found["blocks"].video_embed @ found["blocks"].audio_embed.T, kinds)
+        explained(result["blocks"].video_embed @ result["blocks"].audio_embed.T, kinds)
         > 0.5
         > 0.1
-        > explained(found["diagonal"].video_embed @ found["diagonal"].audio_embed.T, kinds)
+        > explained(result["diagonal"].video_embed @ result["diagonal"].audio_embed.T, kinds)
     )
     assert not [n for n in PATTERNS if n not in PAGES["howto/alignment_matrix.md"].replace("stripe ", "stripes ")], (
         "the page explains each of them"
     )
     axs = plot_patterns(["diagonal"], columns=1)
-    p = found["diagonal"]
+    p = result["diagonal"]
     rows = alignment_order(p, TASK)
     assert np.allclose(axs.flat[0].images[0].get_array(), p.video_embed[rows] @ p.audio_embed[rows].T)
     axs.flat[0].figure.clear()

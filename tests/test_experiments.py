@@ -24,22 +24,22 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
     settings = (*where, *FAST, "num_folds=2", "valid_fraction=0.3")
     _, _, out = papermill(tmp_path, *settings, name="crossval", check=True)
     folder = out / "crossval"
-    found = json.loads((folder / "crossval.json").read_text())
+    result = json.loads((folder / "crossval.json").read_text())
     assert (
-        found["clips"] == 24
-        and set(found["tests"]) == {"test1", "test2", "test3"}
+        result["clips"] == 24
+        and set(result["tests"]) == {"test1", "test2", "test3"}
         and len(pd.read_csv(folder / "submission_test3.csv")) == 6
     )
     heads, kinds = ("fused head", "all heads"), ("logits", "calibrated probabilities")
-    assert found["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
+    assert result["averaged"] in {f"{h}, {v}, {k}" for h in heads for v in ("one view", "3 views") for k in kinds}
     assert (out / "figures/reliability.png").exists() and (folder / "fold1/model/model.safetensors").exists()
     assert json.loads((folder / "fold0/model/config.json").read_text())["temperature"] != 1.0
-    kept = {p: p.stat().st_mtime_ns for p in folder.glob("fold*/*.safetensors")}
+    times = {p: p.stat().st_mtime_ns for p in folder.glob("fold*/*.safetensors")}
     (folder / "fold1/done.json").unlink()
     papermill(tmp_path, *settings, name="crossval", check=True)
-    changed = {p.parent.name for p, t in kept.items() if p.stat().st_mtime_ns != t}
+    changed = {p.parent.name for p, t in times.items() if p.stat().st_mtime_ns != t}
     assert changed == {"fold1"}, "a finished fold was trained again, or an open one was not"
-    assert json.loads((folder / "crossval.json").read_text())["out_of_fold"] == found["out_of_fold"], (
+    assert json.loads((folder / "crossval.json").read_text())["out_of_fold"] == result["out_of_fold"], (
         "the same seed gave another fold"
     )
 
@@ -47,7 +47,7 @@ def test_folds_resume_where_they_stopped(where, tmp_path):
 def test_ablation_trains_each_row_once(where, tmp_path):
     settings = (*where, *FAST, "epochs=1", "seeds=2", "pseudo_threshold=0.3", "linear_probe=True")
     _, _, out = papermill(tmp_path, *settings, name="ablation", check=True)
-    found = json.loads((out / "ablation.json").read_text())
+    result = json.loads((out / "ablation.json").read_text())
     ladder = [
         "none",
         "+ contrast (VAC)",
@@ -62,18 +62,18 @@ def test_ablation_trains_each_row_once(where, tmp_path):
         "all, modality dropout",
         "the recipe",
     ]
-    assert [r["row"] for r in found["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
+    assert [r["row"] for r in result["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
     trained = len(list((out / "ablation").glob("* clean.safetensors")))
     assert trained == 2 * (len(ladder) - 1), "this recipe is the row + augmentation, and is trained once"
     assert len(list((out / "ablation").glob("pretraining *.safetensors"))) == 2 * 5, (
         "rows that differ in fine-tuning alone share a pretraining"
     )
-    for row in found["rows"][1:]:
+    for row in result["rows"][1:]:
         assert row["low"] <= row["difference"] <= row["high"]
-    kept = {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
+    times = {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
     papermill(tmp_path, *settings, name="ablation", check=True)
-    assert kept == {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
-    assert json.loads((out / "ablation.json").read_text())["rows"][3] == found["rows"][3]
+    assert times == {p: p.stat().st_mtime_ns for p in (out / "ablation").iterdir()}
+    assert json.loads((out / "ablation.json").read_text())["rows"][3] == result["rows"][3]
 
 
 def test_label_sweep(where, tmp_path):
@@ -101,7 +101,7 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
 
     settings = (*where, *FAST, "epochs=1", "selection_fraction=0.4", "valid_fraction=0.0")
     _, _, out = papermill(tmp_path, *settings, "grid={'lr': ['1e-3']}", name="sweep", check=True)
-    table, kept = pd.read_csv(out / "sweep.csv"), {p: p.stat().st_mtime_ns for p in (out / "sweep_0.4").iterdir()}
+    table, times = pd.read_csv(out / "sweep.csv"), {p: p.stat().st_mtime_ns for p in (out / "sweep_0.4").iterdir()}
     with LocalCluster(
         n_workers=1, threads_per_worker=1, processes=False, protocol="tcp", dashboard_address=None
     ) as cluster:
@@ -113,12 +113,12 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
             name="sweep",
             check=True,
         )
-    assert all(p.stat().st_mtime_ns == t for p, t in kept.items()), "a point was trained again"
-    found, grown = json.loads((out / "sweep.json").read_text()), pd.read_csv(out / "sweep.csv")
+    assert all(p.stat().st_mtime_ns == t for p, t in times.items()), "a point was trained again"
+    result, grown = json.loads((out / "sweep.json").read_text()), pd.read_csv(out / "sweep.csv")
     assert (
         len(grown) == 2
-        and len(found["left_out"]) == 2
-        and found["clips"] == 12  # two of the four people
+        and len(result["left_out"]) == 2
+        and result["clips"] == 12  # two of the four people
         and (out / "figures/sweep.png").exists()
     )
     assert len(list((out / "sweep_0.4").glob("pretraining *.safetensors"))) == 1, (
@@ -156,15 +156,15 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     with pytest.raises(ParameterError, match="set weight_masked to 0"):
         check_recipe(read_recipe("mer23", encoders="none", audio_encoder=names["large"]))
     _, _, out = papermill(tmp_path, *where, *FAST, *encoders, check=True)
-    found = json.loads((out / "metrics.json").read_text())
+    result = json.loads((out / "metrics.json").read_text())
     assert (
-        found["recipe"]["video_encoder"] == names["vit"]
-        and 0 <= found["matching_auc"] <= 1
-        and set(found["matching"]) >= {"another clip's", "its own, shifted"}
+        result["recipe"]["video_encoder"] == names["vit"]
+        and 0 <= result["matching_auc"] <= 1
+        and set(result["matching"]) >= {"another clip's", "its own, shifted"}
     )
-    assert [r["k"] for r in found["retrieval"]] == [1, 5, 10] and found["held_out"] > 0
+    assert [r["k"] for r in result["retrieval"]] == [1, 5, 10] and result["held_out"] > 0
     models = ("logistic regression", "linear SVM")
-    assert set(found["linear"]["test1"]) == {*models, *(f"{m}, per speaker" for m in models)}
+    assert set(result["linear"]["test1"]) == {*models, *(f"{m}, per speaker" for m in models)}
     conditions = pd.read_csv(out / "robustness.csv")
     assert len(conditions) == 36 and (out / "figures/attention.png").exists()
     cached = {p: p.stat().st_mtime_ns for p in (tmp_path.parent).rglob("features/*/clips/*.safetensors")}
@@ -175,8 +175,8 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     run = open_run(out)
     for stage in ("pretrain", "finetune"):
         for who in ("student", "teacher"):
-            s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.kept, run.recipe))
-            assert len(s.video_embed) == len(run.kept) and np.isfinite(s.match_prob).all()
+            s = take_snapshot(run_model(run, stage, who), build_loader(run.store, run.subset, run.recipe))
+            assert len(s.video_embed) == len(run.subset) and np.isfinite(s.match_prob).all()
     for name in ("alignment", "attention"):
         papermill(tmp_path, "dataset=mer23", f"run={out}", name=name, check=True)
     for name in ("folds", "layers"):
@@ -223,9 +223,9 @@ def test_one_line_predicts(small_release, tmp_path):
     subprocess.run(
         [sys.executable, script, video, tmp_path / "gone.mp4"], cwd=tmp_path, check=True, capture_output=True
     )
-    said = pd.read_csv(tmp_path / "said.csv")
-    assert said["status"].tolist() == ["ok", "failed"] and said["emotion"].isna().tolist() == [False, True]
-    assert np.isclose(said.filter(like="p(").loc[0].sum(), 1, atol=1e-5)
+    message = pd.read_csv(tmp_path / "said.csv")
+    assert message["status"].tolist() == ["ok", "failed"] and message["emotion"].isna().tolist() == [False, True]
+    assert np.isclose(message.filter(like="p(").loc[0].sum(), 1, atol=1e-5)
 
 
 SIDE_BY_SIDE = """

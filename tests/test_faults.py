@@ -36,12 +36,12 @@ def test_killed_preprocessing_goes_on(small_release, tmp_path):
     run.send_signal(signal.SIGKILL)
     run.wait()
     done = {p: p.stat().st_mtime_ns for p in (store / "clips").iterdir() if not p.name.startswith(".")}
-    known = set(read_ledger(store)["id"])
-    assert 5 <= len(known) < 40
+    ids = set(read_ledger(store)["id"])
+    assert 5 <= len(ids) < 40
     subprocess.run(warm_python(script, small_release, store, "2"), check=True, stderr=subprocess.DEVNULL)
     ledger = read_ledger(store)
     assert len(ledger) == 40 and set(ledger["status"]) == {"ok"} and len(open_store(store).usable()) == 40
-    assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.stem in known), "a finished clip was done again"
+    assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.stem in ids), "a finished clip was done again"
 
 
 def papermill(tmp_path, *parameters, name="train", check=None):
@@ -49,22 +49,22 @@ def papermill(tmp_path, *parameters, name="train", check=None):
     from papermill import PapermillExecutionError, execute_notebook
     from papermill.cli import _resolve_type  # as `papermill -p` reads a value; `demo_run` calls the command itself
 
-    given = dict(p.split("=", 1) for p in (*parameters, f"output_dir={tmp_path / 'out'}"))
+    assignments = dict(p.split("=", 1) for p in (*parameters, f"output_dir={tmp_path / 'out'}"))
     source, made = PROJECT / f"nbs/{name}.ipynb", tmp_path / f"{name}.ipynb"
     try:
         execute_notebook(
             source,
             made,
-            {k: _resolve_type(v) for k, v in given.items()},
+            {k: _resolve_type(v) for k, v in assignments.items()},
             kernel_name=warm_kernel(),
             progress_bar=False,
             cwd=PROJECT,
         )
-        code, said = 0, ""
+        code, message = 0, ""
     except PapermillExecutionError as e:
-        code, said = 1, str(e)
-    assert check is None or (code == 0) == check, said[-3000:]
-    return code, said, tmp_path / "out"
+        code, message = 1, str(e)
+    assert check is None or (code == 0) == check, message[-3000:]
+    return code, message, tmp_path / "out"
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_the_whole_road(small_release, tmp_path):
     spoilt, blank = sorted((release / "test1").iterdir())[0], sorted((release / "train").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[:400])
     blank.write_bytes(b"")
-    given = ("dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}", *FAST)
-    _, _, out = papermill(tmp_path, *given, check=True)
-    found = json.loads((out / "metrics.json").read_text())
-    assert found["dataset"] == "mer23" and set(found["splits"]) == {"test1", "test2", "test3"}
-    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(found["splits"]["test1"]) and set(found["recall"]) == {
+    assignments = ("dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}", *FAST)
+    _, _, out = papermill(tmp_path, *assignments, check=True)
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["dataset"] == "mer23" and set(result["splits"]) == {"test1", "test2", "test3"}
+    assert {"f1", "mse", "combined", "accuracy", "uar"} <= set(result["splits"]["test1"]) and set(result["recall"]) == {
         "before",
         "after",
         "chance",
@@ -132,7 +132,7 @@ def test_the_whole_road(small_release, tmp_path):
         "the executed notebook must show its figures"
     )
     before = (out / "checkpoint/model.safetensors").read_bytes()
-    papermill(tmp_path, *given, check=True)
+    papermill(tmp_path, *assignments, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
     from vat_nb.runs.splits import build_accelerator, prepare_store, split_clips
     from vat_nb.runs.pipeline import finetune, new_model
@@ -142,10 +142,10 @@ def test_the_whole_road(small_release, tmp_path):
     recipe = open_run(out).recipe.replace(lr=0.5)
     data = prepare_store(recipe)
     split = split_clips(data, recipe)
-    model, kept = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
+    model, checkpoint = new_model(recipe, data, split.train), out / "checkpoint/finetune.safetensors"
     with pytest.raises(ValueError, match="lr: 0.0001 then, 0.5 now"):
-        finetune(model, data, split, recipe, build_accelerator(recipe), kept)
-    assert kept.exists()
+        finetune(model, data, split, recipe, build_accelerator(recipe), checkpoint)
+    assert checkpoint.exists()
 
 
 def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
@@ -321,8 +321,8 @@ def test_a_warned_training_saves_and_goes_on_and_a_stopped_one_ends_after_its_st
         time.sleep(0.01)
     warned = place()
     run.send_signal(signal.SIGTERM)
-    said = run.communicate()[1]
-    assert run.returncode == 128 + signal.SIGTERM, said[-2000:]
+    message = run.communicate()[1]
+    assert run.returncode == 128 + signal.SIGTERM, message[-2000:]
     assert place() >= warned >= (1, 0)
 
 
@@ -340,8 +340,10 @@ if __name__ == "__main__":
 
 def children(pid):
     "Worker processes of a run."
-    found = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True).stdout
-    return [int(line.split()[0]) for line in found.splitlines() if "spawn_main" in line]
+    result = subprocess.run(
+        ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout
+    return [int(line.split()[0]) for line in result.splitlines() if "spawn_main" in line]
 
 
 def reads_from(pid, folder):
@@ -537,8 +539,8 @@ def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, 
         while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4:
             time.sleep(0.01)
         cluster[1].kill()
-        known = len(read_ledger(tmp_path / "store"))
-        assert run.wait(120) == 0 and known < 40, "the worker was killed too late to test anything"
+        ids = len(read_ledger(tmp_path / "store"))
+        assert run.wait(120) == 0 and ids < 40, "the worker was killed too late to test anything"
     finally:
         for p in cluster:
             p.kill()

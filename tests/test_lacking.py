@@ -22,10 +22,10 @@ def tiny_graph(path):
         helper.make_node("Flatten", ["mean"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weights"], ["features"]),
     ]
-    given = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 3, 16, 16])
-    found = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8])
+    input_info = helper.make_tensor_value_info("frames", TensorProto.FLOAT, ["n", 3, 16, 16])
+    result = helper.make_tensor_value_info("features", TensorProto.FLOAT, ["n", 8])
     model = helper.make_model(
-        helper.make_graph(nodes, "g", [given], [found], [weights]),
+        helper.make_graph(nodes, "g", [input_info], [result], [weights]),
         opset_imports=[helper.make_opsetid("", 17)],
         ir_version=8,
     )
@@ -53,10 +53,10 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     _, _, out = papermill(
         tmp_path, *where, *encoders, "stage=pretrain", "pretrain_epochs=2", "valid_fraction=0.4", check=True
     )
-    found = json.loads((out / "metrics.json").read_text())
-    assert found["held_out"] == 6 and 0 <= found["matching_auc"] <= 1 and found["matching_chance"] == 0.5
-    assert [(r["k"], r["chance"]) for r in found["retrieval"]] == [(1, 1 / 6), (5, 5 / 6), (10, 1.0)]
-    assert not found["splits"] and (out / "checkpoint/model.safetensors").exists()
+    result = json.loads((out / "metrics.json").read_text())
+    assert result["held_out"] == 6 and 0 <= result["matching_auc"] <= 1 and result["matching_chance"] == 0.5
+    assert [(r["k"], r["chance"]) for r in result["retrieval"]] == [(1, 1 / 6), (5, 5 / 6), (10, 1.0)]
+    assert not result["splits"] and (out / "checkpoint/model.safetensors").exists()
     cached = {p: p.stat().st_mtime_ns for p in (tmp_path / "store").rglob("features/*/clips/*.safetensors")}
     papermill(tmp_path, *where, *encoders, f"export={tmp_path / 'shared'}", name="features", check=True)
     assert len(list((tmp_path / "shared").rglob("*.npy"))) == 32
@@ -87,11 +87,11 @@ def test_a_release_that_lacks_a_stream(small_release, tmp_path, kind):
             keep_stream(path, copy, "video")
     where = "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}"
     _, _, out = papermill(tmp_path, *where, *FAST, "snapshot_clips=6", check=True)
-    found = json.loads((out / "metrics.json").read_text())
-    assert set(found["splits"]) == {"test1", "test2", "test3"} and found["held_out"] == (
+    result = json.loads((out / "metrics.json").read_text())
+    assert set(result["splits"]) == {"test1", "test2", "test3"} and result["held_out"] == (
         4 if kind == "silent test" else 0
     )
-    assert set(found["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())
+    assert set(result["recall"]) == ({"before", "after", "chance"} if kind == "silent test" else set())
     assert len(pd.read_csv(out / "submission_test3.csv")) == 6
     if kind != "audio only":
         return

@@ -15,9 +15,9 @@ def test_layers_are_chosen_by_the_people_of_each_fold(names, small_release, tmp_
     truth = pd.read_json(small_release / "truth.json", dtype=dict(name=str)).query("split == 'train'")
     for file in truth["file"]:
         shutil.copy(small_release / file, top)
-    heard = top / sorted(p.name for p in top.glob("*.mp4"))[0]
-    keep_stream(heard, tmp_path / "heard.mp4", "audio")
-    (tmp_path / "heard.mp4").replace(heard)
+    audio_only = top / sorted(p.name for p in top.glob("*.mp4"))[0]
+    keep_stream(audio_only, tmp_path / "heard.mp4", "audio")
+    (tmp_path / "heard.mp4").replace(audio_only)
     rows = dict(
         path=truth["name"] + ".mp4", split="train", emotion=truth["emotion"], speaker=truth["person"].astype(str)
     )

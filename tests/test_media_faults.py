@@ -252,7 +252,7 @@ def test_hundreds_of_spoilt_files(javased, tmp_path):
     clips = [Clip(p.stem, str(p), "train") for p in sorted((tmp_path / "v").iterdir())]
     ledger = preprocess(clips, Task(()), tmp_path / "store", size=64, processes=2, timeout_s=30.0).set_index("id")
     assert len(ledger) == len(clips) and set(ledger["status"]) == {"ok", "degraded", "failed"}
-    told = lambda i, row, whole: (
+    agrees = lambda i, row, whole: (
         abs(row["duration"] - whole["duration"]) < 0.1
         and abs(row["frames"] - whole["frames"]) <= 1
         and abs(row["samples"] - whole["samples"]) < 1700
@@ -260,5 +260,5 @@ def test_hundreds_of_spoilt_files(javased, tmp_path):
     assert not [
         (i, row["duration"], row["frames"], row["samples"])
         for i, row in ledger[ledger["status"] == "ok"].iterrows()
-        if not told(i, row, ledger.loc[f"{i[0]}_whole"])
+        if not agrees(i, row, ledger.loc[f"{i[0]}_whole"])
     ]

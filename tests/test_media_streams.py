@@ -170,7 +170,7 @@ def differences(spec: Spec, media) -> dict:
     origin = spec.video_start if spec.video_start - spec.audio_start <= 0.05 else spec.audio_start
     n, frame_s = len(spec.frames), float(1 / spec.frame_rate)
     levels = [decode_jpegs([j])[0].mean() for j in media.jpegs]
-    seen = {round(t * FPS - 0.5): (v - 30) / 190 * n for t, v in zip(media.times, levels)}
+    positions = {round(t * FPS - 0.5): (v - 30) / 190 * n for t, v in zip(media.times, levels)}
     picture_end = spec.frames[-1] + frame_s - origin
     wrong_picture, invented_picture = 0, max(spec.video_start - origin, 0)
     for k in range(int(picture_end * FPS + 0.5)):
@@ -179,7 +179,7 @@ def differences(spec: Spec, media) -> dict:
             continue
         i = np.searchsorted(spec.frames, t + 1e-6) - 1
         near = [j for j in (i - 1, i, i + 1) if 0 <= j < n and abs(spec.frames[j] - t) < 0.06 + frame_s] + [i]
-        wrong_picture += k not in seen or min(abs(seen[k] - j) for j in near) > 0.08 * n / 3 + 1
+        wrong_picture += k not in positions or min(abs(positions[k] - j) for j in near) > 0.08 * n / 3 + 1
     wave, samples = media.audio / 32768, sum(b - a for _, a, b in spec.pieces)
     dropped = silent = 0
     end = max(at + (b - a) / spec.rate for at, a, b in spec.pieces) - origin
@@ -213,12 +213,12 @@ def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
     "The oracle is FFmpeg's own program: the grays of its frames, the length and the level of its sound."
     from vat_nb.data.decoding import decode_jpegs, read_clip
 
-    rng, seen = np.random.default_rng(100 + seed), 0
-    while seen < 5:
+    rng, positions = np.random.default_rng(100 + seed), 0
+    while positions < 5:
         spec = draw(rng)
         if spec.jump or spec.gap or len(spec.sizes) > 1 or spec.where == "opposite" or spec.other_tracks:
             continue
-        path, seen = tmp_path / f"{seen}.{spec.container}", seen + 1
+        path, positions = tmp_path / f"{positions}.{spec.container}", positions + 1
         write(spec, path, rng)
         media = read_clip(path, fps=FPS, size=32)
         raw = decoded_by_ffmpeg(
@@ -245,13 +245,13 @@ def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
 def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
     from vat_nb.data.decoding import read_clip
 
-    rng, told = np.random.default_rng(seed), 0
+    rng, num_degraded = np.random.default_rng(seed), 0
     for i in range(30):
         spec = draw(rng)
         path = tmp_path / f"{i}.{spec.container}"
         write(spec, path, rng)
         media = read_clip(path, fps=FPS, size=32)
-        told += bool(media.reasons)
+        num_degraded += bool(media.reasons)
         if spec.jump:
             held = (
                 max(spec.video_length + spec.still, spec.audio_length + spec.gap) + spec.video_start + spec.audio_start
@@ -260,10 +260,10 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
             if spec.frames[-1] > 10:
                 assert "JUMP" in media.reasons, (spec, media.reasons)
             continue
-        found = differences(spec, media)
-        assert found["lost"] <= 0.2, (spec, found, media.reasons, media.duration)  # read rightly
-        if max(found["picture"], found["sound"]) > 0.2:
-            assert media.reasons, (spec, found, media.duration)
+        result = differences(spec, media)
+        assert result["lost"] <= 0.2, (spec, result, media.reasons, media.duration)  # read rightly
+        if max(result["picture"], result["sound"]) > 0.2:
+            assert media.reasons, (spec, result, media.duration)
         odd = (
             spec.gap
             or spec.where == "opposite"
@@ -278,7 +278,7 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
         assert abs(np.sqrt(np.mean(loud**2)) - LEVEL / 2**0.5) < 0.15 * LEVEL, (spec, np.sqrt(np.mean(loud**2)))
         if spec.other_tracks:
             assert "audio track 2 of 2" in media.detail, media.detail
-    assert 3 < told < 30
+    assert 3 < num_degraded < 30
 
 
 def test_a_clock_that_starts_again(tmp_path):
@@ -319,11 +319,11 @@ def test_each_size_has_a_square_of_its_own(tmp_path):
         sizes=((64, 48), (48, 64), (160, 120)),
     )
     write(spec, tmp_path / "a.mkv", np.random.default_rng(0))
-    asked = []
+    shapes = []
 
     def corner(frames):
-        asked.append(frames[0].shape[:2])
+        shapes.append(frames[0].shape[:2])
         return 0.5 * frames[0].shape[1], 0.5 * frames[0].shape[0], 0.5 * min(frames[0].shape[:2])
 
     media = read_clip(tmp_path / "a.mkv", fps=FPS, size=32, locate=corner)
-    assert asked == [(48, 64), (64, 48), (120, 160)] and len(media.jpegs) == 24 and not media.reasons
+    assert shapes == [(48, 64), (64, 48), (120, 160)] and len(media.jpegs) == 24 and not media.reasons

@@ -178,7 +178,7 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
     assert layouts(store, recipe)["video"].grid == 2
     one = next(iter(build_loader(store, store.usable()[:1], recipe)))
-    heat = to_heatmap(seen := compute_attention(new_model(recipe, store, store.usable()), one), averaged(raw(seen)))
+    heat = to_heatmap(record := compute_attention(new_model(recipe, store, store.usable()), one), averaged(raw(record)))
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
@@ -190,10 +190,10 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
 def test_wrong_partners_are_drawn_uniformly_first(store, monkeypatch):
     from vat_nb import pretraining
 
-    seen, real = [], pretraining.matching_pairs
+    record, real = [], pretraining.matching_pairs
 
     def spy(*args, uniform, **more):
-        seen.append(uniform)
+        record.append(uniform)
         return real(*args, uniform=uniform, **more)
 
     monkeypatch.setattr(pretraining, "matching_pairs", spy)
@@ -205,7 +205,7 @@ def test_wrong_partners_are_drawn_uniformly_first(store, monkeypatch):
     )
     for objective.progress in (0.0, 0.32, 0.34, 0.99):
         objective.single_step(batch_of(store), alpha=0.0)
-    assert seen == [True, True, False, False]
+    assert record == [True, True, False, False]
 
 
 def test_attention_can_be_drawn(names, store):
@@ -215,8 +215,8 @@ def test_attention_can_be_drawn(names, store):
     one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
-        seen = compute_attention(model, one)
-        heat, frames = to_heatmap(seen, averaged(raw(seen))), int(one.video_mask.sum())
+        record = compute_attention(model, one)
+        heat, frames = to_heatmap(record, averaged(raw(record))), int(one.video_mask.sum())
         assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (
             int(one.audio_mask.sum() - 80) // 320,
             len(heat.places),
@@ -379,8 +379,8 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
         True,
         False,
     ]
-    found = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
-    assert np.isfinite(found.logits["fused"]).all() and len(found.clips) == 4
+    result = predict(new_model(recipe, store, clips), build_loader(store, clips, recipe))
+    assert np.isfinite(result.logits["fused"]).all() and len(result.clips) == 4
 
 
 def test_garbage_in_padding_and_company_change_nothing(names, store):
@@ -462,8 +462,8 @@ def test_a_saved_model_knows_encoders_that_compute_as_it_reads(names, store, tmp
     with pytest.raises(FileNotFoundError, match="copy vit into one of .*; and .* copy large into one of"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"))
     (tmp_path / "gone").rename(tmp_path / "checkpoint" / "models")
-    found = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store).logits["fused"]
-    assert np.allclose(found, expected, atol=1e-4)
+    result = Recognizer.from_pretrained(str(tmp_path / "checkpoint")).predict_store(store).logits["fused"]
+    assert np.allclose(result, expected, atol=1e-4)
     with pytest.raises(ValueError, match="has other weights"):
         Recognizer.from_pretrained(str(tmp_path / "checkpoint"), video_encoder=other_weights(names["vit"], tmp_path))
 
@@ -530,11 +530,11 @@ def test_whisper_equals_the_library_on_real_weights(weights, javased):
                 tokens,
                 nn.Embedding.from_pretrained(positions.weight[:tokens]),
             )
-            said = library(mel[..., : 2 * tokens], output_hidden_states=True)
+            message = library(mel[..., : 2 * tokens], output_hidden_states=True)
             for layer, expected in (
-                (1, said.hidden_states[1]),
-                (2, said.hidden_states[2]),
-                ("last", said.last_hidden_state),
+                (1, message.hidden_states[1]),
+                (2, message.hidden_states[2]),
+                ("last", message.last_hidden_state),
             ):
                 features, real = ours[layer](batch, mask)
                 assert int(real[row].sum()) == tokens
@@ -551,8 +551,8 @@ def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
     eye = load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0)
     session = onnxruntime.InferenceSession(str(weights / "emotion.onnx"))
     expected = session.run(["features"], dict(frames=frames.flatten(0, 1).numpy().astype(np.float32) / 255))[0]
-    found, real = eye(frames, torch.ones(2, 5, dtype=torch.bool))
-    assert np.allclose(found.flatten(0, 1).numpy(), expected, atol=1e-4) and real.all()
+    result, real = eye(frames, torch.ones(2, 5, dtype=torch.bool))
+    assert np.allclose(result.flatten(0, 1).numpy(), expected, atol=1e-4) and real.all()
     assert load_video_backbone(f"onnx:{weights / 'emotion.onnx'}", 5.0, options=dict(output="probabilities")).dim == 7
 
 
@@ -584,8 +584,10 @@ def test_named_pairs_say_what_they_need():
 
     pairs = encoder_pairs(PROJECT / "settings.ini")
     assert {"small", "chinese", "multilingual"} <= set(pairs)
-    for name, said in pairs.items():
-        assert said["megabytes"] > 0 and said["licence"] and said["audio_encoder"] and said["video_encoder"], name
+    for name, message in pairs.items():
+        assert (
+            message["megabytes"] > 0 and message["licence"] and message["audio_encoder"] and message["video_encoder"]
+        ), name
         assert read_recipe("mer23", encoders=name).reads_features
     for dataset in ("mer23", "cheavd2", "muse_mimic", "manifest"):
         assert read_recipe(dataset).reads_features and not read_recipe(dataset, encoders="none").reads_features

@@ -54,14 +54,14 @@ def test_links_of_the_readme_lead_somewhere():
 def test_notebooks_that_people_run_use_names_that_exist():
     import vat_nb.all
 
-    known = "from vat_nb.all import " + ", ".join(vat_nb.all.__all__)
+    imports = "from vat_nb.all import " + ", ".join(vat_nb.all.__all__)
     for path in sorted((PROJECT / "nbs").glob("*.ipynb")):
         cells = json.loads(path.read_text())["cells"]
         lines = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").splitlines()
         code = "\n".join("" if line.startswith(("%", "!")) else line for line in lines)
         undefined = subprocess.run(
             [f"{BIN}/ruff", "check", "--isolated", "--select", "F821", "--output-format", "concise", "-"],
-            input=code.replace("from vat_nb.all import *", known),
+            input=code.replace("from vat_nb.all import *", imports),
             capture_output=True,
             text=True,
         )

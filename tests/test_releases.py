@@ -37,9 +37,9 @@ def run(releases, tmp_path, name, *more):
 
 
 def test_muse_mimic_end_to_end(releases, tmp_path):
-    found, out = run(releases, tmp_path, "muse_mimic", "num_processes=2")
-    assert set(found["splits"]) == {"devel"}, "test labels are kept back"
-    assert {"pearson", "mse", "undefined"} <= set(found["splits"]["devel"]) and found["splits"]["devel"][
+    result, out = run(releases, tmp_path, "muse_mimic", "num_processes=2")
+    assert set(result["splits"]) == {"devel"}, "test labels are kept back"
+    assert {"pearson", "mse", "undefined"} <= set(result["splits"]["devel"]) and result["splits"]["devel"][
         "ranking_metric"
     ] == "pearson"
     names = ("Approval", "Disappointment", "Uncertainty")
@@ -59,11 +59,11 @@ def test_muse_mimic_end_to_end(releases, tmp_path):
 
 
 def test_cheavd2_end_to_end(releases, tmp_path):
-    found, out = run(releases, tmp_path, "cheavd2", "valid_split=val")
+    result, out = run(releases, tmp_path, "cheavd2", "valid_split=val")
     assert (
-        set(found["splits"]) == {"val"}
-        and {"macro_precision", "accuracy"} <= set(found["splits"]["val"])
-        and found["splits"]["val"]["ranking_metric"] == "macro_precision"
+        set(result["splits"]) == {"val"}
+        and {"macro_precision", "accuracy"} <= set(result["splits"]["val"])
+        and result["splits"]["val"]["ranking_metric"] == "macro_precision"
     )
     table = pd.read_csv(out / "submission_test.csv")
     assert list(table) == ["name", "emotion"] and len(table) == 4

@@ -17,8 +17,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self):
         server, name = self.server, re.sub("^/(as/[^/]*/)?", "", self.path)
-        asked = self.headers.get("Range")
-        server.asked.append((self.path, asked))
+        byte_range = self.headers.get("Range")
+        server.requests.append((self.path, byte_range))
         if server.broken:
             server.broken -= 1
             return self.send_error(503)
@@ -26,10 +26,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             raw = (server.folder / name).read_bytes()
         except FileNotFoundError:
             return self.send_error(404)
-        if asked and server.ranges:
-            first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", asked).groups())
+        if byte_range and server.ranges:
+            first, last = map(int, re.fullmatch(r"bytes=(\d+)-(\d+)", byte_range).groups())
             raw = raw[first : last + 1]
-        self.send_response(206 if asked and server.ranges else 200)
+        self.send_response(206 if byte_range and server.ranges else 200)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)
@@ -40,18 +40,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(written):
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    found.folder, found.asked, found.broken, found.ranges, found.address = (
+    result = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    result.folder, result.requests, result.broken, result.ranges, result.address = (
         written[1],
         [],
         0,
         True,
-        f"http://127.0.0.1:{found.server_port}",
+        f"http://127.0.0.1:{result.server_port}",
     )
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield found
-    found.shutdown()
-    found.server_close()
+    threading.Thread(target=result.serve_forever, daemon=True).start()
+    yield result
+    result.shutdown()
+    result.server_close()
 
 
 @pytest.fixture(scope="module")
@@ -71,13 +71,13 @@ def test_only_the_bytes_of_a_clip_are_read(written, server):
 
     store, folder = written
     far = open_store(server.address)
-    assert sorted(p for p, _ in server.asked) == ["/clips.csv", "/index.json", "/ledger.csv", "/settings.json"]
+    assert sorted(p for p, _ in server.requests) == ["/clips.csv", "/index.json", "/ledger.csv", "/settings.json"]
     index = json.loads((folder / "index.json").read_text())
     for clip in far.usable()[::5]:
-        server.asked.clear()
+        server.requests.clear()
         media, same = far.media(clip), store.media(clip)
         shard, start, size = index["members"][clip.id]
-        assert server.asked == [(f"/{index['shards'][shard]}", f"bytes={start}-{start + size - 1}")]
+        assert server.requests == [(f"/{index['shards'][shard]}", f"bytes={start}-{start + size - 1}")]
         assert media.jpegs == same.jpegs and (media.audio == same.audio).all() and media[3:] == same[3:]
         assert size == (store.path / "clips" / f"{clip.id}.safetensors").stat().st_size
 
@@ -120,14 +120,14 @@ def test_each_process_reads_its_own_shards_only(written, server):
         )
         for rank in range(2)
     ]
-    seen = [{line.split()[0] for line in r.communicate()[0].splitlines()} for r in runs]
+    ids = [{line.split()[0] for line in r.communicate()[0].splitlines()} for r in runs]
     assert (
         [r.returncode for r in runs] == [0, 0]
-        and not seen[0] & seen[1]
-        and seen[0] | seen[1] == {c.id for c in store.usable("train")}
-        and len(seen[0]) == len(seen[1]) == 9
+        and not ids[0] & ids[1]
+        and ids[0] | ids[1] == {c.id for c in store.usable("train")}
+        and len(ids[0]) == len(ids[1]) == 9
     )
-    shards = [{p for p, part in server.asked if p.startswith(f"/as/{rank}/") and part} for rank in range(2)]
+    shards = [{p for p, part in server.requests if p.startswith(f"/as/{rank}/") and part} for rank in range(2)]
     assert [len(s) for s in shards] == [3, 3] and not {p.split("/")[-1] for p in shards[0]} & {
         p.split("/")[-1] for p in shards[1]
     }
@@ -158,9 +158,9 @@ def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(wr
     monkeypatch.setattr(preprocess, "PATIENCE", (0.01, 0.01))
     far = preprocess.open_store(server.address)
     clip = far.usable()[0]
-    server.asked.clear()
+    server.requests.clear()
     server.broken = 2
-    assert far.media(clip).jpegs and len(server.asked) == 3
+    assert far.media(clip).jpegs and len(server.requests) == 3
     server.ranges = False
     with pytest.raises(OSError, match="the server must answer range requests"):
         far.media(clip)
@@ -195,12 +195,12 @@ def test_an_index_from_elsewhere_leads_nowhere(written, server, tmp_path):
     ]
     for text in (*map(json.dumps, wrong), "[]", '{"a":' * 100_000):
         (server.folder / "index.json").write_text(text)
-        server.asked.clear()
+        server.requests.clear()
         with pytest.raises(ValueError, match="index.json"):
             open_store(server.address)
         with pytest.raises(ValueError, match="index.json"):
             open_store(server.folder)
-        assert len(server.asked) == 4 and not [p for p, _ in server.asked if "secret" in p]
+        assert len(server.requests) == 4 and not [p for p, _ in server.requests if "secret" in p]
     (server.folder / "index.json").write_text(
         json.dumps(index | dict(members={k: v for k, v in index["members"].items() if k != "clip07"}))
     )
@@ -227,15 +227,15 @@ def test_a_writing_that_was_cut_off_goes_on(written, tmp_path, monkeypatch):
     done = {p: p.stat().st_mtime_ns for p in (tmp_path / "s").glob("*.tar")}
     assert len(done) == 3 and not (tmp_path / "s/index.json").exists()
     (tmp_path / "s" / sorted(p.name for p in done)[0]).write_bytes(b"half a tar file")
-    found = shards.write_shards(store, tmp_path / "s", 3)
+    result = shards.write_shards(store, tmp_path / "s", 3)
     assert sum(p.stat().st_mtime_ns != t for p, t in done.items()) == 1, (
         "a finished shard was written again, or a broken one was not"
     )
     assert {p.name: p.read_bytes() for p in (tmp_path / "s").iterdir()} == {
         p.name: p.read_bytes() for p in written[1].iterdir()
     }
-    assert [found.read_bytes(c) for c in found.usable()] == [store.read_bytes(c) for c in store.usable()]
-    assert open_store(tmp_path / "s").shards == found.shards
+    assert [result.read_bytes(c) for c in result.usable()] == [store.read_bytes(c) for c in store.usable()]
+    assert open_store(tmp_path / "s").shards == result.shards
 
 
 def test_others_read_the_shards(written):
@@ -243,13 +243,13 @@ def test_others_read_the_shards(written):
     from vat_nb.data.store import decode_clip
 
     store, folder = written
-    found = {}
+    result = {}
     for path in sorted(folder.glob("*.tar")):
         with tarfile.open(path) as tar:
-            found |= {m.name: tar.extractfile(m).read() for m in tar}
-    assert len(found) == 48 and all(found[f"{c.id}.safetensors"] == store.read_bytes(c) for c in store.usable())
+            result |= {m.name: tar.extractfile(m).read() for m in tar}
+    assert len(result) == 48 and all(result[f"{c.id}.safetensors"] == store.read_bytes(c) for c in store.usable())
     clip = store.usable("train")[0]
-    assert {k: v for k, v in json.loads(found[f"{clip.id}.json"]).items() if k != "made"} == dict(
+    assert {k: v for k, v in json.loads(result[f"{clip.id}.json"]).items() if k != "made"} == dict(
         id=clip.id, split="train", emotion=clip.emotion, targets=[0.5], speaker=clip.speaker, duration=1.0
     )
     wds = pytest.importorskip("webdataset", reason='webdataset is not installed: pip install "vat_nb[dev]"')

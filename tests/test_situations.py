@@ -286,12 +286,12 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     release, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
     preprocess(build_clips(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
-    heard = {}
+    peak_hz = {}
     for clip in store.clips:
         media = store.media(clip)
         assert not media.reasons and len(media.jpegs) == 5
-        heard[clip.start] = np.abs(np.fft.rfft(media.audio[1000:7000])).argmax() * 16000 / 6000
-    assert abs(heard[0] - 700) < 5 and abs(heard[0.5] - 1500) < 5
+        peak_hz[clip.start] = np.abs(np.fft.rfft(media.audio[1000:7000])).argmax() * 16000 / 6000
+    assert abs(peak_hz[0] - 700) < 5 and abs(peak_hz[0.5] - 1500) < 5
 
 
 def test_names(clips, tmp_path):
@@ -360,11 +360,11 @@ def test_locks_and_cores(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(filelock.FileLock, "acquire", none)
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as message:
         warnings.simplefilter("always")
         with hold_lock(tmp_path / "lock"):
             pass
-    assert "knows no locks" in str(said[0].message)
+    assert "knows no locks" in str(message[0].message)
     one = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}); "
         "from vat_nb.data.io import available_cores; print(available_cores())"
@@ -382,10 +382,10 @@ def test_blanks_in_what_make_is_given():
         ("-p epochs 3", "runs/demo"),
         ("-p epochs 3 -p output_dir /y/z", "/y/z"),
     ):
-        said = subprocess.run(
+        message = subprocess.run(
             ["make", "-n", "train", f"P={p}"], cwd=PROJECT, capture_output=True, text=True, check=True
         ).stdout
-        assert f'"{out}/train.ipynb"' in said and f'mkdir -p "{out}"' in said
+        assert f'"{out}/train.ipynb"' in message and f'mkdir -p "{out}"' in message
 
 
 def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):

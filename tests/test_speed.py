@@ -94,9 +94,9 @@ def test_recomputing_changes_no_gradient(benchmark):
     def gradients():
         torch.manual_seed(1)
         objective.single_step(batch, alpha=0.4).loss.backward()
-        found = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
+        result = {k: p.grad for k, p in objective.named_parameters() if p.grad is not None}
         objective.zero_grad()
-        return found
+        return result
 
     plain = gradients()
     configure_blocks(objective, gradient_checkpointing=True)
@@ -109,16 +109,16 @@ def test_compiling_changes_neither_numbers_nor_names():
     model = nn.ModuleList([TransformerEncoder(16, 2, 2), Fusion(16, 2, 2, 16)])
     x, mask = torch.randn(2, 6, 16), lengths_mask(torch.tensor([6, 4]), 6)
 
-    def said(model):
+    def message(model):
         tokens = model[0](x, mask)
         return model[1](tokens, tokens).cls
 
-    plain, names = said(model), list(model.state_dict())
+    plain, names = message(model), list(model.state_dict())
     configure_blocks(model, gradient_checkpointing=True, backend="eager")
     for compiled in (model, make_teacher(model)):  # a copy is compiled, too
-        torch.testing.assert_close(said(compiled), plain)
+        torch.testing.assert_close(message(compiled), plain)
         assert list(compiled.state_dict()) == names and all(
             b._compiled_call_impl is not None for part in compiled for b in part.blocks
         )
-    said(model).sum().backward()
+    message(model).sum().backward()
     assert model[0].cls.grad.isfinite().all()

@@ -325,8 +325,8 @@ def test_descriptions_that_no_model_has(saved, about, says, monkeypatch):
     folder = saved()
     from vat_nb.training.checkpoint import load_tensors, save_tensors
 
-    tensors, said = load_tensors(folder / "model.safetensors")
-    save_tensors(folder / "model.safetensors", tensors, said | about)
+    tensors, message = load_tensors(folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", tensors, message | about)
     monkeypatch.setattr(recognizer, "build_vat", lambda *a, **k: pytest.fail("a model was built from it"))
     with pytest.raises(ValueError) as e:
         recognizer.Recognizer.from_pretrained(folder)
@@ -365,7 +365,7 @@ def run(store, model, tmp_path):
 def test_a_run_whose_description_cannot_be(run):
     from vat_nb.runs.snapshots import open_run, run_model
 
-    assert len(open_run(run).kept) == 2
+    assert len(open_run(run).subset) == 2
     good = (run / "run.json").read_text()
     about = json.loads(good)
     other = lambda **values: json.dumps(about | dict(recipe=about["recipe"] | values))
@@ -402,13 +402,13 @@ def test_a_run_whose_snapshots_or_clips_lead_elsewhere(run, tmp_path):
 
     path = run / "snapshots/start-0000.safetensors"
     tensors, about = load_tensors(path)
-    for change_, said in (
+    for change_, message in (
         (dict(), dict(student=7)),
         (dict(), dict(someone=dict(temperature=1.0))),
         ({"student video_embed": torch.zeros(3, 5)}, about),
         ({"student match_prob": torch.full((2,), torch.nan)}, about),
     ):
-        save_tensors(path, tensors | change_, said)
+        save_tensors(path, tensors | change_, message)
         with pytest.raises(ValueError, match="start-0000.safetensors is no snapshot"):
             open_run(run)
     save_tensors(path, tensors, about)

@@ -44,18 +44,18 @@ def serve(path, tests):
 def become(caller):
     "Take folder, environment and output of the caller, do what it asks for, and tell it how that ended."
     message, files, _, _ = socket.recv_fds(caller, 1 << 20, 2)
-    asked = json.loads(message)
+    request = json.loads(message)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    os.chdir(asked["folder"])
+    os.chdir(request["folder"])
     os.environ.clear()
-    os.environ.update(asked["environment"])
+    os.environ.update(request["environment"])
     os.environ.pop("JPY_PARENT_PID", None)  # or a kernel would end, since its parent is another
     for target, file in zip((1, 2), files):
         os.dup2(file, target)
     caller.send(str(os.getpid()).encode())
     threading.Thread(target=lambda: (caller.recv(1), os._exit(1)), daemon=True).start()  # the caller was killed
-    code = {"kernel": be_kernel, "run": be_script}[asked["kind"]](*asked["arguments"])
+    code = {"kernel": be_kernel, "run": be_script}[request["kind"]](*request["arguments"])
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     caller.send(bytes([code]))
@@ -93,8 +93,8 @@ def ask(kind, path, *arguments):
     "Ask for a process, pass signals on to it, and end as it ends."
     with socket.socket(socket.AF_UNIX) as server:
         server.connect(path)
-        asked = dict(kind=kind, arguments=arguments, folder=os.getcwd(), environment=dict(os.environ))
-        socket.send_fds(server, [json.dumps(asked).encode()], [1, 2])
+        request = dict(kind=kind, arguments=arguments, folder=os.getcwd(), environment=dict(os.environ))
+        socket.send_fds(server, [json.dumps(request).encode()], [1, 2])
         process = int(server.recv(32))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, lambda number, _: os.kill(process, number))

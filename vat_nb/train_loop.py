@@ -101,7 +101,7 @@ def safe_iter(loader: DataLoader) -> Iterator[Batch]:
 
 # %% ../nbs/1_method/18_train_loop.ipynb #19bd3b3b
 def has_free_core(device: torch.device) -> bool:
-    "Whether a core is left to read with: a GPU needs none, and a step on the CPU one for each of its threads."
+    "Tell whether a core is left to read with: a GPU needs none, and a step on the CPU one for each of its threads."
     return device.type != "cpu" or torch.get_num_threads() < cpu_count()
 
 
@@ -289,7 +289,10 @@ class EpochState:
     skipped: int = 0  # whose gradient was not finite
     consecutive_skips: int = 0
     seconds: float = 0.0
-    sums: dict[str, Tensor] = field(default_factory=dict)  # of losses, weights and gradient norms over the steps
+    # over the steps: "losses", "head_weights" or "grad_norm" -> name -> sum
+    sums: dict[str, dict[str, Tensor]] = field(
+        default_factory=lambda: dict(losses={}, head_weights={}, grad_norm={})
+    )
 
     def count_step(self, step: StepGradients | None) -> None:  # None: it was skipped
         "Count a step, and add its losses and norms to the sums."
@@ -299,14 +302,14 @@ class EpochState:
             return
         self.steps += 1
         self.consecutive_skips = 0
-        numbers = {f"losses/{k}": v for k, v in step.output.parts.items()} | {"losses/loss": step.output.loss}
-        numbers |= {f"head_weights/{k}": v for k, v in step.output.head_weights.items()}
-        for k, v in (numbers | {"grad_norm/": step.grad_norm.detach()}).items(): self.sums[k] = self.sums.get(k, 0) + v
+        losses = step.output.parts | dict(loss=step.output.loss)
+        numbers = dict(losses=losses, head_weights=step.output.head_weights, grad_norm={"": step.grad_norm.detach()})
+        for kind, sums in self.sums.items():
+            for k, v in numbers[kind].items(): sums[k] = sums.get(k, 0) + v
 
     def means(self, kind: str) -> dict[str, float]:  # kind: "losses", "head_weights" or "grad_norm"
         "Return means over the steps."
-        sums = {k.removeprefix(f"{kind}/"): v for k, v in self.sums.items() if k.startswith(f"{kind}/")}
-        return {k: float(v) / self.steps for k, v in sums.items()}
+        return {k: float(v) / self.steps for k, v in self.sums[kind].items()}
 
 # %% ../nbs/1_method/18_train_loop.ipynb #1bc6b473
 def check_skips(

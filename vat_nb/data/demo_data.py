@@ -147,17 +147,17 @@ class Identity(NamedTuple):
 
     @property
     def pitch(self) -> float:
-        "Hz, from 320 down to 75."
+        "Return the mean pitch in Hz, from 320 down to 75."
         return 320 * 2 ** (-2.1 * self.depth)
 
     @property
     def tract(self) -> float:
-        "Factor on the formants; a long vocal tract has low ones."
+        "Return the factor on the formants; a long vocal tract has low ones."
         return 1.45 - 0.72 * self.size
 
     @property
     def breath(self) -> float:
-        "Share of noise in the voice."
+        "Return the share of noise in the voice."
         return 0.5 * self.age ** 1.5
 
 # %% ../../nbs/2_data/09_demo_data.ipynb #e8187f86

@@ -35,7 +35,8 @@ class AudioBackbone(nn.Module):
         batch_by_length: bool,  # clips of different lengths must not share a batch
     ):
         super().__init__()
-        self.model, self.name, self.rate, self.batch_by_length = model, name, rate, batch_by_length
+        self.model, self.name = model, name
+        self.rate, self.batch_by_length = rate, batch_by_length
         self.reader = LayerReader(model, layers)
         self.native = FeatureLayout(0, step, first)
 

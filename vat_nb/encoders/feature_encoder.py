@@ -65,7 +65,8 @@ class FeatureEncoder(nn.Module):
         feature_dropout: float = 0.0,  # of the standardised features
     ):
         super().__init__()
-        self.layout, self.dim, self.grid, self.tubelet = layout, dim, layout.grid, layout.tubelet
+        self.layout, self.dim = layout, dim
+        self.grid, self.tubelet = layout.grid, layout.tubelet
         self.fps, self.bands = layout.tubelet / layout.step, 1
         shape = (layout.layers, layout.width)
         self.register_buffer("mean", torch.zeros(1 + STATISTICS, *shape))  # of mean, standard deviation and moments

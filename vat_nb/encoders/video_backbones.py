@@ -94,7 +94,8 @@ class VideoBackbone(nn.Module):
     ):
         super().__init__()
         self.model, self.forward_fn, self.name = model, forward_fn, name
-        self.size, self.frames, self.mode, self.crop = size, frames, mode, crop
+        self.size, self.frames = size, frames
+        self.mode, self.crop = mode, crop
         self.reader, self.rate = LayerReader(model, layers), rate
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)

@@ -108,7 +108,7 @@ class RunPredictions:
     ) -> list[Clip]:
         "List the clips of a subset that have video and audio, by class. Raises ValueError when there are none."
         if subset not in self.cache:
-            store, selection = self.run.store, self.run.kept
+            store, selection = self.run.store, self.run.subset
             if subset != KEPT: selection = subsample_clips(store, store.usable(subset), self.max_clips)
             self.cache[subset] = selection
         if self.cache[subset]: return self.cache[subset]

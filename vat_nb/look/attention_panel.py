@@ -201,7 +201,8 @@ class AttentionPanel(Controls):
         folder: str | Path = "figures",  # where `save` writes
         features: FeatureDataset | None = None,  # of the clips, for models that read features
     ):
-        self.store, self.frames, self.folder, self.key = store, frames, Path(folder), uuid.uuid4().hex[:8]
+        self.store, self.frames = store, frames
+        self.folder, self.key = Path(folder), uuid.uuid4().hex[:8]
         clips = store.usable() if clips is None else list(clips)
         if not clips:
             raise ValueError(

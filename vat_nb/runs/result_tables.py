@@ -38,8 +38,8 @@ def average_heads(
     predictions: Predictions,  # of one model
 ) -> Predictions:  # with a fused head only
     "Average the probabilities of the three heads, with equal weights."
-    spec = EnsembleSpec(dict.fromkeys(HEADS, 1.0), ("as it is",), False)
-    mean = average([{"as it is": predictions}], spec)
+    spec = EnsembleSpec(dict.fromkeys(HEADS, 1.0), ("original",), False)
+    mean = average([{"original": predictions}], spec)
     return mean._replace(logits=dict(fused=mean.logits["fused"]))
 
 

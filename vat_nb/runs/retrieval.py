@@ -150,8 +150,8 @@ def matching_table(
     seed: int = 0,
 ) -> pd.DataFrame:  # wrong (audio), clips, matching, low, high, cosine, cosine low, cosine high
     "Measure how well right pairs are told from wrong pairs of each kind."
-    def loader(clips: list[Clip], **options) -> DataLoader:
-        return build_loader(store, clips, recipe.replace(num_workers=0), **options)
+    def loader(chosen: list[Clip], **options) -> DataLoader:
+        return build_loader(store, chosen, recipe.replace(num_workers=0), **options)
     right = score_pairs(model, loader(clips), loader(clips))
     kinds = {"another clip's": random_partners(len(clips), seed)}
     if people is not None and (partners := same_person_partners(people, seed)).max() >= 0:

@@ -155,7 +155,7 @@ class Run(NamedTuple):
     folder: Path
     recipe: Recipe
     store: Store  # of the release where it is there, else the run's small one
-    kept: list[Clip]  # the clips of the snapshots, in their order
+    subset: list[Clip]  # the clips of the snapshots, in their order
     snapshots: list[Snapshot]  # in the order of training; student before teacher
     history: dict[str, list[EpochLog]]  # by stage
 

@@ -163,7 +163,7 @@ class Checkpoints:
     def _beside(self, name: str) -> Path: return self.path.with_name(f"{self.path.stem}.{name}.safetensors")
 
     def due(self) -> bool:
-        "Whether it is time to save another state."
+        "Tell whether it is time to save another state."
         return time.monotonic() - self.saved >= 60 * self.minutes
 
     def save(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

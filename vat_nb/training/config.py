@@ -255,27 +255,27 @@ class Recipe(
 
     @property
     def both_pretrained(self) -> bool:
-        "Whether both encoders are pretrained ones."
+        "Tell whether both encoders are pretrained ones."
         return bool(self.video_encoder and self.audio_encoder)
 
     @property
     def reads_features(self) -> bool:
-        "Whether the model reads cached features, and not clips."
+        "Tell whether the model reads cached features, and not clips."
         return self.both_pretrained and self.encoder_tuning == "frozen" and self.cache_features
 
     @property
     def probes_features(self) -> bool:
-        "Whether the heads have a linear path from pretrained features; from scratch, a probe is in their weights."
+        "Tell whether the heads have a linear path from pretrained features; from scratch, a probe is in their weights."
         return self.linear_probe and self.both_pretrained
 
     @property
     def starts_learnt(self) -> bool:
-        "Whether fine-tuning begins at weights that have learnt something."
+        "Tell whether fine-tuning begins at weights that have learnt something."
         return bool(self.pretrain_epochs or self.video_encoder or self.audio_encoder)
 
     @property
     def masks_audio(self) -> bool:
-        "Whether pretraining hides audio."
+        "Tell whether pretraining hides audio."
         return bool(self.weight_masked and self.pretrain_epochs and self.stage != "finetune")
 
 # %% ../../nbs/3_training/01_config.ipynb #48f93d2f

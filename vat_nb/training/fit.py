@@ -138,7 +138,8 @@ def save_run(
 ) -> None:
     "Write all that a run needs to resume."
     tensors = {f"objective.{k}": v for k, v in full_state_dict(objective).items()}
-    tensors |= {f"sums.{k}": v for k, v in state.sums.items()} | optimizer_tensors(optimizer, objective)
+    tensors |= {f"sums.{kind}/{k}": v for kind, sums in state.sums.items() for k, v in sums.items()}
+    tensors |= optimizer_tensors(optimizer, objective)
     if process_rank(): return
     metadata = dict(
         history=[asdict(log) for log in history], state=asdict(replace(state, sums={})), about=settings,
@@ -169,7 +170,10 @@ def load_run(
     load_weights(objective, select_prefix(tensors, "objective."), path)
     set_random_state(tensors)
     device = next(objective.parameters()).device
-    sums = {k: v.to(device) for k, v in select_prefix(tensors, "sums.").items()}
+    sums = {
+        kind: {k: v.to(device) for k, v in select_prefix(tensors, f"sums.{kind}/").items()}
+        for kind in EpochState().sums
+    }
     return history, EpochState(**metadata["state"] | dict(sums=sums))
 
 # %% ../../nbs/3_training/04_fit.ipynb #13757f36
