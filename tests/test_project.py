@@ -132,10 +132,31 @@ def sources():
 
 
 def test_lines_are_short():
-    "120 columns in every notebook; ruff holds the rest."
-    for name, source in sources():
+    "120 columns in notebooks and package, but for the list of names that nbdev writes; ruff holds the rest."
+    package = [p for p in (PROJECT / "vat_nb").rglob("*.py") if p.name != "_modidx.py"]
+    texts = [(p.name, re.sub(r"__all__ = \[.*?\]", "", p.read_text(encoding="utf-8"), flags=re.S)) for p in package]
+    for name, source in [*sources(), *texts]:
         long = [line for line in source.splitlines() if len(line) > 120]
         assert not long, f"{name}: {long[0][:80]}..."
+
+
+def test_the_book_shows_what_it_exports():
+    "A demo line for each exported line of the method, two for three in all; a cell that demonstrates shows something."
+    exported, demo, silent, shown = {}, {}, 0, 0
+    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
+        part = path.parent.name
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            lines = [x for x in "".join(cell["source"]).splitlines() if x.strip() and not x.startswith("#|")]
+            if cell["cell_type"] == "markdown":
+                continue
+            kind = exported if "".join(cell["source"]).startswith("#| export") else demo
+            kind[part] = kind.get(part, 0) + len(lines)
+            quiet = "".join(cell["source"]).startswith("#|") or lines[:1] and lines[0].startswith(("import", "from"))
+            if not quiet:
+                silent, shown = silent + (not cell["outputs"]), shown + bool(cell["outputs"])
+    assert demo["1_method"] >= exported["1_method"], (demo, exported)
+    assert sum(demo.values()) * 1.5 >= sum(exported.values())
+    assert shown > 0.95 * (shown + silent)
 
 
 def module_of(cells):
