@@ -156,7 +156,7 @@ def test_the_book_shows_what_it_exports():
                 silent, shown = silent + (not cell["outputs"]), shown + bool(cell["outputs"])
     assert demo["1_method"] >= exported["1_method"], (demo, exported)
     assert sum(demo.values()) * 1.5 >= sum(exported.values())
-    assert shown > 0.95 * (shown + silent)
+    assert shown > 0.9 * (shown + silent)
 
 
 def module_of(cells):
