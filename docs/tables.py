@@ -212,11 +212,14 @@ def causes_table(runs: list[dict[str, Any]]) -> str:
         for x in r["rows"]
     ]
     names = ["", "recall at 5, both ways", "lost, video to audio", "matching head", "lost"]
-    starts = [[f"{x['share']:.0%}", x["start"], *(f"{x[h]:.2f}" for h in HEADS)] for x in r["starts"]]
+    starts = [
+        [f"{x['share']:.0%}", x["start"], *(f"{x[h]:.2f}" for h in HEADS), gain_text(x["gain"]) if x["gain"] else ""]
+        for x in r["starts"]
+    ]
     return "\n\n".join(
         [
             markdown_table(names, rows),
-            markdown_table(["labels", "fine-tuning starts", *HEADS], starts),
+            markdown_table(["labels", "fine-tuning starts", *HEADS, "fused, minus pretrained"], starts),
             f"{r['clips']} clips of people who are in no split, {len(r['seeds'])} seeds.",
         ]
     )

@@ -1605,6 +1605,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'vat_nb.model.VAT.set_target_stats': ('1_method/model.html#vat.set_target_stats', 'vat_nb/model.py'),
                               'vat_nb.model.VATOutput': ('1_method/model.html#vatoutput', 'vat_nb/model.py'),
                               'vat_nb.model.VideoKV': ('1_method/model.html#videokv', 'vat_nb/model.py'),
+                              'vat_nb.model.fall_back': ('1_method/model.html#fall_back', 'vat_nb/model.py'),
                               'vat_nb.model.feature_encoder': ('1_method/model.html#feature_encoder', 'vat_nb/model.py'),
                               'vat_nb.model.projection': ('1_method/model.html#projection', 'vat_nb/model.py')},
             'vat_nb.momentum': { 'vat_nb.momentum._local': ('1_method/momentum.html#_local', 'vat_nb/momentum.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HEADS', 'TEMPERATURES', 'VideoKV', 'Fusion', 'HeadOutput', 'Head', 'EncoderOutput', 'VATOutput', 'BatchStandard',
-           'projection', 'feature_encoder', 'VAT']
+           'projection', 'fall_back', 'feature_encoder', 'VAT']
 
 # %% ../nbs/1_method/07_model.ipynb #c1ae2b1c
 import math
@@ -150,6 +150,16 @@ def projection(
     return nn.Sequential(BatchStandard(dim), linear) if norm else linear
 
 # %% ../nbs/1_method/07_model.ipynb #63783519
+def fall_back(
+    output: VATOutput,
+    video_mask: Tensor, audio_mask: Tensor,  # [B, T] and [B, S] bool
+) -> VATOutput:
+    "Let the other stream's head answer for the fused one where a stream is missing."
+    has_video, has_audio = (mask.any(1)[:, None] for mask in (video_mask, audio_mask))
+    def choose(fused, video, audio): return torch.where(has_audio, torch.where(has_video, fused, audio), video)
+    return output._replace(fused=HeadOutput(*map(choose, output.fused, output.video, output.audio)))
+
+
 def feature_encoder(encoder: nn.Module) -> nn.Module:
     "Return the part of an encoder that reads features. Raises ValueError for an encoder that reads none."
     if hasattr(encoder, "features"): return encoder.features
@@ -174,11 +184,12 @@ class VAT(nn.Module):
         early_fusion: bool = False,  # the fused heads also read both [CLS] and their agreement, see `join`
         linear_probe: bool = False,  # add a linear map of mean and deviation of the features to each head
         projection_norm: bool = False,  # batch normalisation before the projections into the contrast space
+        unimodal_fallback: bool = False,  # in prediction, the other stream's head answers where a stream is missing
     ):
         super().__init__()
         if early_fusion and video.dim != audio.dim:
             raise ValueError(f"early fusion needs encoders of one width, and these have {video.dim} and {audio.dim}")
-        self.project = project
+        self.project, self.unimodal_fallback = project, unimodal_fallback
         self.early_fusion, joint = early_fusion, audio.dim * (4 if early_fusion else 1)
         self.video, self.audio, self.fusion = video, audio, fusion
         self.video_proj, self.audio_proj = (projection(e.dim, project, projection_norm) for e in (video, audio))
@@ -261,7 +272,9 @@ class VAT(nn.Module):
         fused = self.fusion(encoded.video, encoded.audio)
         video, audio = encoded.video.cls, encoded.audio.cls
         inputs = dict(video=video, audio=audio, fused=self.join(fused.cls, video, audio))
-        return VATOutput(encoded, fused, **{head: self.score(head, x, encoded) for head, x in inputs.items()})
+        output = VATOutput(encoded, fused, **{head: self.score(head, x, encoded) for head, x in inputs.items()})
+        if self.training or not self.unimodal_fallback: return output
+        return fall_back(output, batch.video_mask, batch.audio_mask)
 
     def set_target_stats(self, targets: Tensor) -> None:  # [N, K] of the training clips, NaN where unlabelled
         "Set mean and deviation of the targets in all heads."

@@ -31,28 +31,34 @@ class Size:
     dropout: float
     masking: tuple[int, int]  # SpecAugment: most bands and columns masked
     pooled: bool  # [CLS] begins with the mean of all tokens
+    random_negatives: float  # first share of pretraining, in which wrong partners are drawn uniformly
 
 # %% ../nbs/1_method/08_sizes.ipynb #f00caec8
 SIZES = dict(
     mini=Size(
         96, 4, (1, 1, 1), patch=16, tubelet=2, stem=((24, 4, 4), (48, 3, 2), (96, 3, 2)),
         mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 24), pooled=True,
+        random_negatives=0.33,
     ),
     compact=Size(
         128, 4, (1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
         mels=64, mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), project=64, dropout=0.2, masking=(12, 24), pooled=True,
+        random_negatives=0.33,
     ),
     tiny=Size(
         96, 4, (3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2)),
         mels=64, mel_patch=(64, 4), mel_stem=(), project=64, dropout=0.1, masking=(12, 12), pooled=True,
+        random_negatives=0.33,
     ),
     small=Size(
         256, 4, (6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)),
         mels=64, mel_patch=(64, 4), mel_stem=(), project=128, dropout=0.1, masking=(12, 12), pooled=True,
+        random_negatives=0.33,
     ),
     base=Size(
         768, 12, (12, 6, 6), patch=16, tubelet=2, stem=(),
         mels=128, mel_patch=(16, 16), mel_stem=(), project=256, dropout=0.1, masking=(24, 24), pooled=False,
+        random_negatives=0.0,
     ),
 )
 
@@ -83,6 +89,7 @@ class ModelConfig:
     early_fusion: bool = False  # see `VAT`
     linear_probe: bool = False  # see `VAT`
     projection_norm: bool = False  # see `VAT`
+    unimodal_fallback: bool = False  # see `VAT`
     pooled: bool | None = None  # [CLS] of encoders from scratch begins with the mean of the tokens; None: the size's
 
     @property
@@ -119,7 +126,7 @@ def build_vat(config: ModelConfig) -> VAT:
     model = VAT(
         build_video_encoder(config), build_audio_encoder(config), Fusion(layers=s.layers[2], context=s.dim, **widths),
         config.classes, config.targets, s.project, config.temperature, widths["dropout"],
-        config.early_fusion, config.linear_probe, config.projection_norm,
+        config.early_fusion, config.linear_probe, config.projection_norm, config.unimodal_fallback,
     )
     if config.linear_probe: begin_as_identity(model)  # random blocks would add noise to good features
     return model

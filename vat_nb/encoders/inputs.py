@@ -161,6 +161,7 @@ def model_config(
         r.augment_spectrogram, r.tubelet, **encoders,
         tuning=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, early_fusion=r.early_fusion,
         linear_probe=r.probes_features, projection_norm=r.projection_norm, pooled=r.pooled,
+        unimodal_fallback=r.unimodal_fallback,
     )
 
 # %% ../../nbs/4_encoders/10_inputs.ipynb #648ddc7d

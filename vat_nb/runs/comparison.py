@@ -31,7 +31,7 @@ from ..training.config import Recipe
 # %% ../../nbs/6_runs/01b_comparison.ipynb #32adbaca
 NO_PARTS = NO_START | dict(
     pretrain_epochs=0, distill_alpha=0.0, weight_video=0.0, weight_audio=0.0, drop_modality=0.0,
-    loss_weighting="fixed", pseudo_labels=False,
+    loss_weighting="fixed", pseudo_labels=False, unimodal_fallback=False,
 )  # setting of `Recipe` -> its value in plain training
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #5183eb7d

@@ -21,7 +21,7 @@ from ..finetuning import Finetune
 from ..model import VAT, HeadOutput
 from ..pretraining import Pretrain, PretrainWeights
 from ..pseudo_labels import FlexMatchThresholds
-from ..sizes import build_vat
+from ..sizes import SIZES, build_vat
 from ..supervision import FixedWeighting, GradientBlending, HeadWeights, UncertaintyWeighting, head_losses
 from ..train_loop import OptimConfig
 from ..types import Clip, EpochLog
@@ -139,7 +139,9 @@ def pretrain(
 def _pretrain_objective(model: VAT, r: Recipe) -> Pretrain:
     "Build the objective of pretraining with a recipe's weights and augmentation."
     settings = {k: f"weight_{k}" if f"weight_{k}" in FIELDS else k for k in PretrainWeights._fields}
-    weights = PretrainWeights(**{k: getattr(r, name) for k, name in settings.items()})
+    values = {k: getattr(r, name) for k, name in settings.items()}
+    if r.random_negatives is None: values["random_negatives"] = SIZES[r.model_size].random_negatives
+    weights = PretrainWeights(**values)
     return Pretrain(model, r.queue_size, weights, Augment(*pretrain_augmentation(r).values()), r.contrast_keys)
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #c45b191e

@@ -128,7 +128,9 @@ def area_interval(
 def _areas(name: str, right: PairScores, wrong: PairScores) -> tuple:
     "Build a row of `matching_table`."
     areas = (*area_interval(right.matching, wrong.matching), *area_interval(right.cosine, wrong.cosine))
-    return name, len(wrong.matching), *areas
+    # cross-entropy with two wrong pairs for each right one, as in pretraining
+    losses = np.logaddexp(0, -right.matching).mean(), np.logaddexp(0, wrong.matching).mean()
+    return name, len(wrong.matching), *areas, (losses[0] + 2 * losses[1]) / 3
 
 
 def people_of(
@@ -148,7 +150,7 @@ def matching_table(
     recipe: Recipe,
     people: Sequence[Any] | None = None,  # the person of each clip; None leaves out pairs of the same person
     seed: int = 0,
-) -> pd.DataFrame:  # wrong (audio), clips, matching, low, high, cosine, cosine low, cosine high
+) -> pd.DataFrame:  # wrong (audio), clips, matching, low, high, cosine, cosine low, cosine high, loss
     "Measure how well right pairs are told from wrong pairs of each kind."
     def loader(chosen: list[Clip], **options) -> DataLoader:
         return build_loader(store, chosen, recipe.replace(num_workers=0), **options)
@@ -164,7 +166,7 @@ def matching_table(
     if can_corrupt(recipe):
         wrong = score_pairs(model, loader(clips), loader(clips, condition=TimeShift()))
         rows.append(_areas("its own, shifted", right, wrong))
-    columns = ["wrong", "clips", "matching", "low", "high", "cosine", "cosine low", "cosine high"]
+    columns = ["wrong", "clips", "matching", "low", "high", "cosine", "cosine low", "cosine high", "loss"]
     return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/6_runs/03_retrieval.ipynb #e8f593f3

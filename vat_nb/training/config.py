@@ -101,6 +101,9 @@ class ModelSettings:
     pooled: bool | None = setting(
         None, "True: [CLS] of encoders from scratch begins with the mean of all tokens; None takes the size's own",
         "both", model=True)
+    unimodal_fallback: bool = setting(
+        False, "True: where a clip has no video or no audio, the other stream's head answers for the fused one",
+        model=True)
     temperature: float = setting(0.07, "of the contrast, where it starts; it is learnt", "both", model=True)
 
 # %% ../../nbs/3_training/01_config.ipynb #69af9ad7
@@ -147,9 +150,9 @@ class PretrainSettings:
     weight_matching: float = setting(1.0, "weight of the matching", "both")
     weight_masked: float = setting(1.0, "weight of masked audio modelling", "both")
     mask_rate: float = setting(0.15, "share of the audio that is masked", "both", high=1)
-    random_negatives: float = setting(
-        0.0, "share of pretraining in which wrong partners are drawn uniformly; after it hard ones are. Before the "
-        "encoders know anything, hard partners teach nothing", "both", high=1)
+    random_negatives: float | None = setting(
+        None, "share of pretraining in which wrong partners are drawn uniformly; after it hard ones are. Before the "
+        "encoders know anything, hard partners teach nothing; None takes the size's own", "both", high=1)
     patch_drop: float = setting(
         0.0, "share of the video's patches that pretraining leaves out, of student and teacher: half of them is "
         "about two thirds of the time", "both", high=1)
@@ -372,6 +375,9 @@ def check_losses(r: Recipe) -> Checks:
            "stage is pretrain and pretrain_epochs is 0: nothing would be trained")
     yield (r.weight_masked and not r.mask_rate,
            "weight_masked needs hidden patches: give mask_rate, or set weight_masked to 0")
+    yield (r.unimodal_fallback and not (r.weight_video and r.weight_audio),
+           "unimodal_fallback lets the video and the audio head answer alone, and they are not taught: give "
+           "weight_video and weight_audio, or set unimodal_fallback to False")
     yield (not r.weight_fused, "weight_fused is 0, but the fused head is the one that predicts: give it a weight")
     yield (r.loss_weighting != "fixed" and not (r.weight_video or r.weight_audio),
            f"loss_weighting = {r.loss_weighting} weighs heads against each other and only the fused one is taught: "
