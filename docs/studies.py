@@ -103,7 +103,7 @@ DEMO_STUDIES = (
     Study(
         "demos_shares",
         "Five demos with other people, by share of labels",
-        'make semisupervised P="-p demos 5 -p seed 21 -p seeds 1 -p shares [0.1,0.25,1.0] '
+        'make semisupervised P="-p demos 5 -p seed 31 -p seeds 1 -p shares [0.1,0.25,1.0] '
         '-p ways plain,pretrained -p output_dir runs/demos"',
         "runs/demos/semisupervised.json",
         shares_table,

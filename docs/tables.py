@@ -181,7 +181,12 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate each row of an ablation, with the paired difference from the row above."
     run = runs[0]
     rows = [
-        [r["row"], f"{r['score']:.2f}", difference_text(r), *(f"{r[k]:.2f}" for k in ("no_audio", "no_video"))]
+        [
+            r["row"],
+            f"{r['score']:.2f}",
+            difference_text(r),
+            *(f"{r[k]:.2f}" for k in ("video", "audio", "no_audio", "no_video")),
+        ]
         for r in run["rows"]
     ]
     total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
@@ -190,7 +195,8 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
     if wider := run.get("wider"):
         low, high = min(wider.values()), max(wider.values())
         size += f" Drawing people instead of clips changes the width of these intervals by {low:+.0%} to {high:+.0%}."
-    names = ["", "fused", "difference to the row above or its reference", "without audio", "without video"]
+    heads = ["video head", "audio head", "fused without audio", "fused without video"]
+    names = ["", "fused", "difference to the row above or its reference", *heads]
     return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
 
 
