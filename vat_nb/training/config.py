@@ -376,8 +376,7 @@ def check_losses(r: Recipe) -> Checks:
     yield (r.weight_masked and not r.mask_rate,
            "weight_masked needs hidden patches: give mask_rate, or set weight_masked to 0")
     yield (r.unimodal_fallback and not (r.weight_video and r.weight_audio),
-           "unimodal_fallback lets the video and the audio head answer alone, and they are not taught: give "
-           "weight_video and weight_audio, or set unimodal_fallback to False")
+           "unimodal_fallback asks the single heads: give weight_video and weight_audio, or set it to False")
     yield (not r.weight_fused, "weight_fused is 0, but the fused head is the one that predicts: give it a weight")
     yield (r.loss_weighting != "fixed" and not (r.weight_video or r.weight_audio),
            f"loss_weighting = {r.loss_weighting} weighs heads against each other and only the fused one is taught: "
