@@ -155,7 +155,7 @@ def test_parts_are_even_and_follow_the_clips(written):
 def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(written, server, monkeypatch):
     import vat_nb.data.store as preprocess
 
-    monkeypatch.setattr(preprocess, "PATIENCE", (0.01, 0.01))
+    monkeypatch.setattr(preprocess, "RETRY_DELAYS_S", (0.01, 0.01))
     far = preprocess.open_store(server.address)
     clip = far.usable()[0]
     server.requests.clear()

@@ -1934,6 +1934,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'vat_nb.train_loop.StepRunner.__init__': ( '1_method/train_loop.html#steprunner.__init__',
                                                                               'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop._convert': ('1_method/train_loop.html#_convert', 'vat_nb/train_loop.py'),
+                                   'vat_nb.train_loop._no_sums': ('1_method/train_loop.html#_no_sums', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.check_skips': ('1_method/train_loop.html#check_skips', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.chunk': ('1_method/train_loop.html#chunk', 'vat_nb/train_loop.py'),
                                    'vat_nb.train_loop.clip_step': ('1_method/train_loop.html#clip_step', 'vat_nb/train_loop.py'),

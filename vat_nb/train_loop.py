@@ -279,6 +279,10 @@ class StepRunner:
                 self.parts *= 2
             optimizer.zero_grad()  # outside of the except: there the error still holds what filled the memory
 
+# %% ../nbs/1_method/18_train_loop.ipynb #1e221fb5
+def _no_sums() -> dict[str, dict[str, Tensor]]:
+    return dict(losses={}, head_weights={}, grad_norm={})
+
 # %% ../nbs/1_method/18_train_loop.ipynb #5b872413
 @dataclass
 class EpochState:
@@ -289,10 +293,7 @@ class EpochState:
     skipped: int = 0  # whose gradient was not finite
     consecutive_skips: int = 0
     seconds: float = 0.0
-    # over the steps: "losses", "head_weights" or "grad_norm" -> name -> sum
-    sums: dict[str, dict[str, Tensor]] = field(
-        default_factory=lambda: dict(losses={}, head_weights={}, grad_norm={})
-    )
+    sums: dict[str, dict[str, Tensor]] = field(default_factory=_no_sums)  # kind -> name -> sum over the steps
 
     def count_step(self, step: StepGradients | None) -> None:  # None: it was skipped
         "Count a step, and add its losses and norms to the sums."
