@@ -343,11 +343,11 @@ def order():
         "look",
         "alignment_matrix",
     ]
-    result = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
+    pages = [*here, *sorted(p.stem for p in (TOP / "docs/howto").glob("*.md") if p.stem not in here)]
     entry = lambda n: {f"{n.split('_')[0] + ' ' if n[0].isdigit() else ''}{head(n)[0]}": f"notebooks/{n}.md"}
     return [
         {"Start": ["index.md", "start.md"]},
-        {"How to": [f"howto/{n}.md" for n in result]},
+        {"How to": [f"howto/{n}.md" for n in pages]},
         {
             "Notebooks": [
                 "notebooks/index.md",

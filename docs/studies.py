@@ -304,7 +304,6 @@ def _recall_row(clips: str, run: dict[str, Any]) -> list[str]:
     return [clips, f"recall at 5 of {run['held_out']}, video to audio; audio to video", figure]
 
 
-
 def _folds_row(top: str | Path, name: str, suffix: str) -> list[str]:
     "Write the score of a cross-validation, and its difference from logistic regression, as a row."
     rival = f"logistic regression{suffix}, fused"

@@ -34,12 +34,12 @@ def find_chromium():
     "Path of the browser; skips the test where there is none."
     pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
     names = os.environ.get("CHROMIUM", ""), "chromium", "chromium-browser", "google-chrome"
-    result = next((p for n in names if n and (p := shutil.which(n))), None)
-    if not result:
+    program = next((p for n in names if n and (p := shutil.which(n))), None)
+    if not program:
         pytest.skip(
             "no Chromium on this machine: install it (Debian: apt-get install chromium), or set CHROMIUM to its path"
         )
-    return result
+    return program
 
 
 @contextmanager

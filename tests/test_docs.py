@@ -155,7 +155,7 @@ def test_reference_says_what_fastcore_reads(site):
     "The comments beside parameters, as fastcore's docments finds them, all stand on the page of their module."
     from fastcore.docments import docments
 
-    result = 0
+    count = 0
     for path in sorted((site / "reference").glob("*.html")):
         if not (PROJECT / "vat_nb" / f"{path.stem.replace('.', '/')}.py").exists() or path.stem == "all":
             continue
@@ -167,10 +167,10 @@ def test_reference_says_what_fastcore_reads(site):
                 or f.__module__ != module.__name__
             ):
                 continue
-            message = [d.strip() for d in docments(f).values() if d]
-            assert not (missing := [d for d in message if d not in text]), f"{path.stem}.{name}: {missing}"
-            result += len(message)
-    assert result > 500
+            comments = [d.strip() for d in docments(f).values() if d]
+            assert not (missing := [d for d in comments if d not in text]), f"{path.stem}.{name}: {missing}"
+            count += len(comments)
+    assert count > 500
 
 
 def resolved(node, scope):
@@ -367,11 +367,11 @@ def test_faults_are_sentences_that_exist():
         sources += ["".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"]]
     code = re.sub(r'"\s*\\?\n\s*f?"', "", "\n".join(sources))  # sentences that go on in the next line
     rows = [m for m in re.findall(r"^\| (`.*?) \|", PAGES["faults.md"], re.M)]
-    message = [s for row in rows if "torch's words" not in row for s in re.findall(r"`([^`]+)`", row)]
+    sentences = [s for row in rows if "torch's words" not in row for s in re.findall(r"`([^`]+)`", row)]
     missing = [
-        part for s in message for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code
+        part for s in sentences for part in s.split("...") if part.strip(" :;(),") and part.strip(" :;(),") not in code
     ]
-    assert len(message) > 60 and not missing, missing
+    assert len(sentences) > 60 and not missing, missing
     assert not [r for r in ERROR_CODES if f"`{r}`" not in PAGES["faults.md"]]
 
 
@@ -383,25 +383,27 @@ def test_patterns_are_what_the_page_says():
     from vat_nb.look.figures import alignment_order
     from vat_nb.evaluation.metrics import retrieval_recall
 
-    result = {name: made_up(pull) for name, pull in PATTERNS.items()}
-    recall = {name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["v2a_recall"] for name, p in result.items()}
+    predictions = {name: made_up(pull) for name, pull in PATTERNS.items()}
+    recall = {
+        name: retrieval_recall(p.video_embed @ p.audio_embed.T, 1)["v2a_recall"] for name, p in predictions.items()
+    }
     assert (
         recall["diagonal"] > 0.9
         and recall["diagonal in blocks"] > 0.9
         and max(recall[n] for n in ("untrained", "blocks", "collapsed")) < 0.2
     )
-    kinds = [c.emotion for c in result["blocks"].clips]
+    kinds = [c.emotion for c in predictions["blocks"].clips]
     assert (
-        explained(result["blocks"].video_embed @ result["blocks"].audio_embed.T, kinds)
+        explained(predictions["blocks"].video_embed @ predictions["blocks"].audio_embed.T, kinds)
         > 0.5
         > 0.1
-        > explained(result["diagonal"].video_embed @ result["diagonal"].audio_embed.T, kinds)
+        > explained(predictions["diagonal"].video_embed @ predictions["diagonal"].audio_embed.T, kinds)
     )
     assert not [n for n in PATTERNS if n not in PAGES["howto/alignment_matrix.md"].replace("stripe ", "stripes ")], (
         "the page explains each of them"
     )
     axs = plot_patterns(["diagonal"], columns=1)
-    p = result["diagonal"]
+    p = predictions["diagonal"]
     rows = alignment_order(p, TASK)
     assert np.allclose(axs.flat[0].images[0].get_array(), p.video_embed[rows] @ p.audio_embed[rows].T)
     axs.flat[0].figure.clear()

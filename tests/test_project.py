@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 
 from conftest import PROJECT
 
@@ -123,12 +124,18 @@ def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
     assert not [p for p in shipped if re.search(r"token\s*=\s*(''|\"\")", p.read_text(errors="ignore"))]
 
 
-def sources():
-    "The name of a notebook and the text of a cell, for every cell that is not prose."
+def cells_of_notebooks():
+    "The path of a notebook, a cell and its text, for every cell that is not prose."
     for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] != "markdown":
-                yield path.name, "".join(cell["source"])
+                yield path, cell, "".join(cell["source"])
+
+
+def sources():
+    "The name of a notebook and the text of a cell, for every cell that is not prose."
+    for path, _, source in cells_of_notebooks():
+        yield path.name, source
 
 
 def test_lines_are_short():
@@ -142,21 +149,15 @@ def test_lines_are_short():
 
 def test_the_book_shows_what_it_exports():
     "A demo line for each exported line of the method, two for three in all; a cell that demonstrates shows something."
-    exported, demo, silent, shown = {}, {}, 0, 0
-    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
-        part = path.parent.name
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            lines = [x for x in "".join(cell["source"]).splitlines() if x.strip() and not x.startswith("#|")]
-            if cell["cell_type"] == "markdown":
-                continue
-            kind = exported if "".join(cell["source"]).startswith("#| export") else demo
-            kind[part] = kind.get(part, 0) + len(lines)
-            quiet = "".join(cell["source"]).startswith("#|") or lines[:1] and lines[0].startswith(("import", "from"))
-            if not quiet:
-                silent, shown = silent + (not cell["outputs"]), shown + bool(cell["outputs"])
+    exported, demo, shows = Counter(), Counter(), []
+    for path, cell, source in cells_of_notebooks():
+        kind = exported if source.startswith("#| export") else demo
+        kind[path.parent.name] += sum(bool(x.strip()) and not x.startswith("#|") for x in source.splitlines())
+        if not source.startswith(("#|", "import", "from")):
+            shows.append(bool(cell["outputs"]))
     assert demo["1_method"] >= exported["1_method"], (demo, exported)
-    assert sum(demo.values()) * 1.5 >= sum(exported.values())
-    assert shown > 0.9 * (shown + silent)
+    assert demo.total() * 1.5 >= exported.total()
+    assert sum(shows) > 0.9 * len(shows)
 
 
 def module_of(cells):

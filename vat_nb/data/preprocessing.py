@@ -59,8 +59,7 @@ def failed_row(
     "Make the ledger row of a clip that cannot be used."
     size, mtime = _fingerprint(clip)
     numbers = dict(duration=0.0, frames=0, samples=0, source_size=size, source_mtime=mtime)
-    source = dict(id=clip.id, path=printable(clip.path), split=clip.split)
-    source |= dict(settings_hash=settings_hash(clip, settings))
+    source = dict(id=clip.id, path=printable(clip.path), split=clip.split, settings_hash=settings_hash(clip, settings))
     return dict.fromkeys(LEDGER, "") | source | dict(status="failed", reason=reason, detail=printable(detail)) | numbers
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #d68d51ca

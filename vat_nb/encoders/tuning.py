@@ -29,7 +29,8 @@ class PretrainedEncoder(nn.Module):
         # names of the weights that are neither saved nor copied
         self.fixed = frozenset(f"backbone.{k}" for k, p in backbone.named_parameters() if not p.requires_grad)
         self.frozen = all(not p.requires_grad for p in backbone.parameters())
-        for name in ("dim", "grid", "tubelet", "fps", "bands"): setattr(self, name, getattr(features, name))
+        self.dim, self.grid, self.tubelet = features.dim, features.grid, features.tubelet
+        self.fps, self.bands = features.fps, features.bands
         self.register_state_dict_post_hook(_drop_frozen)
         self.register_load_state_dict_pre_hook(_restore_frozen)
         self.train()

@@ -129,8 +129,8 @@ def _areas(name: str, right: PairScores, wrong: PairScores) -> tuple:
     "Build a row of `matching_table`."
     areas = (*area_interval(right.matching, wrong.matching), *area_interval(right.cosine, wrong.cosine))
     # cross-entropy with two wrong pairs for each right one, as in pretraining
-    losses = np.logaddexp(0, -right.matching).mean(), np.logaddexp(0, wrong.matching).mean()
-    return name, len(wrong.matching), *areas, (losses[0] + 2 * losses[1]) / 3
+    loss = (np.logaddexp(0, -right.matching).mean() + 2 * np.logaddexp(0, wrong.matching).mean()) / 3
+    return name, len(wrong.matching), *areas, loss
 
 
 def people_of(
