@@ -90,7 +90,7 @@ def plot_by_person(run, release, store):  # a run of the demo, its release, its 
         for name, of in (("emotion", [c.emotion for c in p.clips]), ("person", who))
     }
     plot_alignment(p, data.task, f"by emotion: blocks explain {share['emotion']:.0%}", ax=axs[0])
-    plot_people(p, who, f"the same clips by person: blocks explain {share['person']:.0%}", axs[1])
+    plot_people(p, who, f"means over people: blocks explain {share['person']:.0%}", axs[1])
     return axs
 
 

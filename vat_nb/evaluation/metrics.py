@@ -20,7 +20,7 @@ from sklearn.metrics import (
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #660342cf
 SCORE_NAMES = dict(  # how scores are called in words
-    f1="weighted F1", accuracy="accuracy", uar="unweighted average recall", macro_precision="macro average precision",
+    f1="weighted F1", accuracy="accuracy", uar="unweighted average recall", macro_precision="macro precision",
     average_precision="mean average precision", mse="mean squared error", pearson="mean Pearson correlation",
     undefined="targets without a correlation", combined="weighted F1 - 0.25 MSE",
 )

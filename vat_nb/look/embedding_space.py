@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns, torch
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import pdist
 from scipy.special import softmax
 from sklearn.decomposition import PCA
@@ -21,7 +20,7 @@ from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 from ..types import Clip, Tokens
 from ..evaluation.metrics import retrieval_recall
-from .figures import COLOUR_RANGE
+from .figures import COLOUR_RANGE, similarity_order
 from ..model import VAT, EncoderOutput
 from ..plotting import MATRIX, PALETTE, new_axes
 from ..runs.snapshots import Snapshot
@@ -83,9 +82,7 @@ def clip_order(
     classes: Sequence[str] = (),  # in the task's order
 ) -> list[int]:  # a permutation of the clips
     "Sort clips by class, by speaker, or by a tree of their vectors."
-    if by == "clustering" and len(clips) > 2:
-        tree = linkage(np.hstack([v, a]), "average", optimal_ordering=len(clips) <= 300)
-        return leaves_list(tree).tolist()
+    if by == "clustering": return similarity_order(np.hstack([v, a])).tolist()
     position = {name: i for i, name in enumerate(classes)}
     def key(i):
         c = clips[i]
