@@ -15,6 +15,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+
 from vat_nb.plotting import shrink_png
 
 TOP = Path(__file__).resolve().parents[1]

@@ -26,10 +26,12 @@ from tables import (
     ladder_table,
     layers_table,
     pairs_table,
+    recipe_values_table,
     shares_table,
     speed_table,
     values_table,
 )
+
 from vat_nb.data.io import read_json, write_atomically
 from vat_nb.model import HEADS
 from vat_nb.runs.page import minutes_table
@@ -222,6 +224,13 @@ OTHER_STUDIES = (
         'make benchmark P="-p parts memory -p output_dir runs/memory"',
         "runs/memory/benchmark.json",
         fits_table,
+    ),
+    Study(
+        "values",
+        "What values of the recipe cost",
+        'make benchmark P="-p parts values,scaling -p threads 2 -p output_dir runs/values"',
+        "runs/values/benchmark.json",
+        recipe_values_table,
     ),
     Study(
         "pairs",

@@ -356,6 +356,21 @@ def fits_table(runs: list[dict[str, Any]]) -> str:
     return "\n\n".join([markdown_table(["value", "GB held", "GB for each clip, fp32", *names], rows), size])
 
 
+def recipe_values_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate what values of the recipe do to a step, and how its time grows with its sizes."
+    values, scaling = runs[0]["values"], runs[0]["scaling"]
+    rows = [[f"`{r['value']}`", f"{r['time']:.2f}", f"{r['memory']:.2f}"] for r in values["table"][1:]]
+    shape = values["shape"]
+    size = (
+        f"A step of {shape['batch']} clips with {shape['frames']} frames of {shape['side']} px and {shape['seconds']} s "
+        f"of audio, {shape['width']} wide; 1 is the step as it is."
+    )
+    slopes = markdown_table(
+        ["a step grows with", "slope of the logarithms"], [[k, f"{v:.2f}"] for k, v in scaling["slopes"].items()]
+    )
+    return "\n\n".join([markdown_table(["value", "time", "memory"], rows), size, slopes])
+
+
 def pairs_table(runs: list[dict[str, Any]]) -> str:
     "Tabulate the cost of the named pairs of encoders."
     names = [
