@@ -11,7 +11,7 @@ from vat_nb.data.store import open_store
 from vat_nb.data.validation import MER23, Task
 from vat_nb.evaluation.metrics import retrieval_recall
 from vat_nb.evaluation.predictions import Predictions, predict
-from vat_nb.look.figures import plot_alignment, plot_people
+from vat_nb.look.alignment_figures import plot_alignment, plot_people
 from vat_nb.plotting import save_figure, set_style
 from vat_nb.runs.recognizer import Recognizer
 from vat_nb.runs.splits import spread

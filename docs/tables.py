@@ -362,8 +362,8 @@ def recipe_values_table(runs: list[dict[str, Any]]) -> str:
     rows = [[f"`{r['value']}`", f"{r['time']:.2f}", f"{r['memory']:.2f}"] for r in values["table"][1:]]
     shape = values["shape"]
     size = (
-        f"A step of {shape['batch']} clips with {shape['frames']} frames of {shape['side']} px and {shape['seconds']} s "
-        f"of audio, {shape['width']} wide; 1 is the step as it is."
+        f"A step of {shape['batch']} clips with {shape['frames']} frames of {shape['side']} px and "
+        f"{shape['seconds']} s of audio, {shape['width']} wide; 1 is the step as it is."
     )
     slopes = markdown_table(
         ["a step grows with", "slope of the logarithms"], [[k, f"{v:.2f}"] for k, v in scaling["slopes"].items()]

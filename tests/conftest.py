@@ -86,7 +86,8 @@ def keep_stream(path, copy, kind):
 @pytest.fixture(scope="session")
 def small_release(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."
-    from vat_nb.data.demo_data import plan_demo, write_demo
+    from vat_nb.data.demo_clips import plan_demo
+    from vat_nb.data.demo_data import write_demo
 
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
     return (

@@ -72,7 +72,7 @@ def test_curves_while_training(lab, demo_run, small_release, tmp_path):
 
 
 def test_ten_minutes(demo_run, tmp_path):
-    from vat_nb.look.sliding_windows import PredictPanel
+    from vat_nb.look.predict_panel import PredictPanel
 
     ffmpeg(*picture(600, "10", "64x64"), *tone(600, 16000), *H264, *AAC, tmp_path / "long.mp4")
     panel = PredictPanel(demo_run / "checkpoint", demo_run, tmp_path)

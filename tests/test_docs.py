@@ -222,7 +222,8 @@ def test_pictures_of_the_pages_are_drawn(demo_run, small_release):
 
 def test_python_of_my_own_data_runs(tmp_path):
     "The list of the page, with clips of the demo under its names, and the page's lines on it."
-    from vat_nb.data.demo_data import plan_demo, render
+    from vat_nb.data.demo_clips import plan_demo
+    from vat_nb.data.demo_data import render
 
     (page,) = (c for p, c in blocks("python") if p == "howto/own_data.md")
     (listed,) = (c for p, c in blocks("csv") if p == "howto/own_data.md")
@@ -380,7 +381,7 @@ def test_patterns_are_what_the_page_says():
     import numpy as np
 
     from draw import PATTERNS, TASK, explained, made_up, plot_patterns
-    from vat_nb.look.figures import alignment_order
+    from vat_nb.look.alignment_figures import alignment_order
     from vat_nb.evaluation.metrics import retrieval_recall
 
     predictions = {name: made_up(pull) for name, pull in PATTERNS.items()}

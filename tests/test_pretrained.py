@@ -70,7 +70,8 @@ def store(tmp_path_factory):
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
-    from vat_nb.data.demo_data import plan_demo, write_demo
+    from vat_nb.data.demo_clips import plan_demo
+    from vat_nb.data.demo_data import write_demo
 
     top = tmp_path_factory.mktemp("store")
     release = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
@@ -718,7 +719,8 @@ def test_a_copy_of_a_copy_and_a_move_keep_sharing(names):
 
 def test_exported_features_are_read_back(names, store, tmp_path):
     from vat_nb.encoders.feature_cache import EncoderSpec, CachedSource, export_features
-    from vat_nb.encoders.feature_extraction import FolderSource, cache_features
+    from vat_nb.encoders.feature_extraction import cache_features
+    from vat_nb.encoders.folder_features import FolderSource
 
     folder = cache_features(
         EncoderSpec("audio", names["large"], "last4", 12.5), store, store.usable(), tmp_path / "cache"

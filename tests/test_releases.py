@@ -9,7 +9,8 @@ from test_faults import FAST, papermill
 
 @pytest.fixture(scope="module")
 def releases(tmp_path_factory):
-    from vat_nb.data.demo_data import plan_demo, write_demo
+    from vat_nb.data.demo_clips import plan_demo
+    from vat_nb.data.demo_data import write_demo
 
     sizes = dict(muse_mimic=dict(train=16, devel=6, test=4), cheavd2=dict(train=32, val=8, test=4))
     return {

@@ -46,6 +46,10 @@ from .data.manifest import *
 from .data.datasets import *
 from .data.label_record import *
 from .data.corruption import *
+from .data.demo_people import *
+from .data.demo_voices import *
+from .data.demo_faces import *
+from .data.demo_clips import *
 from .data.demo_data import *
 from .data.store import *
 from .data.preprocessing import *
@@ -93,11 +97,13 @@ from .runs.page import *
 
 # %% ../nbs/7_look/07_all.ipynb #be877e61
 from .look.controls import *
+from .look.alignment_figures import *
 from .look.figures import *
 from .look.attention_maps import *
 from .look.attention_figure import *
 from .look.attention_panel import *
 from .look.sliding_windows import *
+from .look.predict_panel import *
 from .look.embedding_space import *
 from .look.alignment_panel import *
 from .look.av_consistency import *

@@ -20,7 +20,7 @@ from sklearn.manifold import TSNE
 from torch.utils.data import DataLoader
 from ..types import Clip, Tokens
 from ..evaluation.metrics import retrieval_recall
-from .figures import COLOUR_RANGE, similarity_order
+from .alignment_figures import COLOUR_RANGE, similarity_order
 from ..model import VAT, EncoderOutput
 from ..plotting import MATRIX, PALETTE, new_axes
 from ..runs.snapshots import Snapshot

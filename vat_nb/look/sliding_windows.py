@@ -4,35 +4,29 @@
 
 # %% auto #0
 __all__ = ['sliding_starts', 'WindowPredictions', 'window_batch', 'predict_window_batch', 'predict_windows', 'window_edges',
-           'plot_most_probable', 'plot_over_time', 'plot_summary', 'find_file', 'choose_model', 'PredictPanel']
+           'plot_most_probable', 'plot_over_time', 'plot_summary', 'find_file', 'choose_model']
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #c8db231d
-import html, io, math, tempfile
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, NamedTuple
-import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastcore.basics import patch
+from typing import NamedTuple
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 import seaborn as sns
 from ..types import Batch, Clip
 from ..training.config import find_settings
-from ..data.io import write_atomically
 from ..model import HEADS
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..data.dataloader import Sample, collate, cut_window
-from ..data.decoding import ERROR_CODES, DecodedClip, decode_jpegs
+from ..data.decoding import DecodedClip, decode_jpegs
 from ..data.store import Store
 from ..runs.recognizer import Recognizer, newest_run
-from ..data.media_files import SUFFIXES, named_files
 from ..data.validation import Task
-from .attention_figure import plot_attention
-from ..plotting import MATRIX, PALETTE, save_figure, plot_frames, plot_matrix, plot_wave
-from .controls import error_html
+from ..plotting import MATRIX, PALETTE, plot_frames, plot_matrix, plot_wave
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #96e1fad6
 def sliding_starts(
@@ -261,232 +255,3 @@ def choose_model(
     if model: return str(find_file(model))
     checkpoint = Path(run, "checkpoint")
     return str(checkpoint if (checkpoint / "model.safetensors").is_file() else newest_run(Path(run).parent))
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #c2ea35fd
-def _image() -> ipywidgets.Image:
-    "Make an image that is hidden until it has a value."
-    layout = ipywidgets.Layout(display="none", max_width="100%", align_self="flex-start")
-    return ipywidgets.Image(format="png", layout=layout)
-
-
-def _upload_button() -> ipywidgets.FileUpload:
-    "Make the button that sends a file."
-    accept, layout = "video/*,audio/*," + ",".join(sorted(SUFFIXES)), ipywidgets.Layout(width="160px")
-    return ipywidgets.FileUpload(accept=accept, description="Choose a video", layout=layout)
-
-
-def _path_text() -> ipywidgets.Text:
-    "Make the field for a path."
-    layout, hint = ipywidgets.Layout(width="480px"), "a file or a folder, then Enter"
-    return ipywidgets.Text(description="or a path", placeholder=hint, continuous_update=False, layout=layout)
-
-
-def _window_slider() -> ipywidgets.IntSlider:
-    "Make the slider for a window, hidden until there are several."
-    layout = ipywidgets.Layout(display="none", width="480px")
-    return ipywidgets.IntSlider(description="window", min=1, max=1, continuous_update=False, layout=layout)
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #4e86820a
-class PredictPanel:
-    "A panel that takes a video and shows its predictions; `view` is what a notebook displays."
-
-    def __init__(
-        self,
-        model: str | Path | None,  # as in `choose_model`
-        run: str | Path,  # folder of a run
-        out: str | Path,  # folder that files are written to
-        hop: float | None = None,  # s from one window to the next; None is half a window
-        device: str = "cpu",
-    ):
-        self.model, self.run, self.out = model, run, Path(out)
-        self.hop, self.device, self.recognizer = hop, device, None
-        self.upload, self.path, self.window_index = _upload_button(), _path_text(), _window_slider()
-        self.status, self.file_table = ipywidgets.HTML(), ipywidgets.HTML()
-        self.status.value = (
-            "Nothing was asked yet. A file over 10 MB cannot be sent by every JupyterLab "
-            "(the one that <code>make lab</code> starts can): name its path instead."
-        )
-        self.images = dict(summary=_image(), over_time=_image(), attention=_image())
-        self.upload.observe(lambda change: change.new and self.on_upload(change.new[0]), "value")
-        self.path.observe(lambda change: change.new.strip() and self.load(change.new), "value")
-        self.window_index.observe(lambda change: self.plot_window(), "value")
-        self.save_button = ipywidgets.Button(description="Write files", tooltip=f"tables and figures, into {out}")
-        self.save_button.on_click(lambda button: self.save())
-        self.clear()
-        row, (summary, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
-        figures = summary, over_time, self.window_index, attention
-        self.view = ipywidgets.VBox([ipywidgets.HBox(row), self.status, self.file_table, *figures])
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #651200b9
-@patch
-def clear(self: PredictPanel) -> None:
-    "Forget the last predictions."
-    self.rows, self.name, self.error = pd.DataFrame(), "", None
-    self.predictions = self.windowed = self.media = self.store = self.clip = None
-    self.file_table.value, self.window_index.layout.display, self.save_button.layout.display = "", "none", "none"
-    for image in self.images.values(): image.layout.display = "none"
-
-
-@patch
-def on_upload(
-    self: PredictPanel,
-    upload: dict[str, Any],  # name and content of a file
-) -> None:
-    "Predict a file that was sent by the browser."
-    with tempfile.TemporaryDirectory() as tmp:
-        path = Path(tmp, Path(upload["name"]).name)
-        path.write_bytes(upload["content"])
-        self.load(path)
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #8663acd0
-@patch
-def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a folder
-    "Predict a file or a folder. An error is shown and kept, and not raised."
-    self.clear()
-    path = find_file(path)
-    try:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder"
-            )
-        paths = [files.path for files in named_files(path)]
-        if not paths:
-            raise FileNotFoundError(
-                f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})"
-            )
-        self.status.value = f"reading {path.name} ..."
-        if self.recognizer is None:
-            self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
-        self.predict_paths(paths, path)
-    except (OSError, ValueError) as e: self.error, self.status.value = e, error_html(e)
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #56cca31d
-@patch
-def predict_paths(
-    self: PredictPanel,
-    paths: list[Path],  # of the files
-    source: Path,  # the file, or the folder that the files are in
-) -> None:
-    "Preprocess, predict and draw. Raises ValueError when a single file cannot be read."
-    model = self.recognizer
-    with tempfile.TemporaryDirectory() as tmp:
-        store = model.preprocess_files(source, tmp, processes=1 if len(paths) < 8 else 0)
-        predictions = model.predict_store(store) if store.usable() else None
-        self.rows, self.save_button.layout.display = model.to_frame(store, predictions), ""
-        if source.is_dir(): return self._list_files(paths, source)
-        row = store.ledger.loc[store.clips[0].id]
-        if predictions is None: raise ValueError(row["detail"] or f"{source}: {ERROR_CODES[row['reason']]}")
-        self.windowed, self.media = predict_windows(model, store, predictions.clips[0], self.hop)
-        self.store, self.clip, self.name = store, predictions.clips[0], source.name
-        self.predictions = predictions
-    self._draw_predictions()
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #ce020581
-@patch
-def _list_files(self: PredictPanel, paths: list[Path], folder: Path) -> None:
-    "Show a row for each file of a folder."
-    bad = self.rows["status"].eq("failed").sum()
-    end = f"; {bad} could not be read, the reason stands in their row." if bad else "."
-    self.status.value = f"{len(paths)} files of {html.escape(str(folder))}{end}"
-    reasons = self.rows["reason"].map(lambda codes: "; ".join(ERROR_CODES[c] for c in codes.split()))
-    table = self.rows.assign(path=[p.relative_to(folder) for p in paths], reason=reasons)
-    table = table.rename(columns=dict(path="file")).round(2)
-    self.file_table.value = table.to_html(index=False, max_rows=50, na_rep="", border=0, justify="left")
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #e6bad73c
-@patch
-def clip_scores(
-    self: PredictPanel,
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:  # head -> [C] probabilities, head -> [K] values
-    "Return the predictions of each head for the whole file; NaN where it had no input."
-    inputs = dict.fromkeys(HEADS, True) | dict(video=bool(self.media.jpegs), audio=bool(len(self.media.audio)))
-    logits, values = self.predictions.logits, {h: self.predictions.values[h][0] for h in HEADS}
-    probabilities = {h: self.recognizer.probabilities(logits[h])[0] for h in HEADS}
-    def blank(scores): return {h: x if inputs[h] else np.full_like(x, np.nan) for h, x in scores.items()}
-    return blank(probabilities), blank(values)
-
-
-@patch
-def summary_text(self: PredictPanel) -> str:  # HTML
-    "Return the predictions in words, and what was wrong with the file."
-    (p, v), task, n = self.clip_scores(), self.recognizer.task, len(self.windowed.start)
-    words = [f"{name} {x:.2f}" for name, x in zip(task.targets, v["fused"])]
-    if task.classes: words.insert(0, f"{task.classes[p['fused'].argmax()]}, probability {p['fused'].max():.2f}")
-    missing = {
-        "NO_AUDIO": " The audio head had nothing to judge.", "NO_VIDEO": " The video head had nothing to judge.",
-    }
-    notes = "".join(f" Note: {ERROR_CODES[r]}." for r in self.media.reasons)
-    notes += "".join(missing.get(r, "") for r in self.media.reasons)
-    windows = f"{n} window{'s' * (n > 1)}"
-    return f"<b>{html.escape(self.name)}: {'; '.join(words)}.</b> {self.media.duration:.1f} s, {windows}.{notes}"
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #dbdebdfb
-@patch
-def _draw_predictions(self: PredictPanel) -> None:
-    "Show the predictions for a single file."
-    task = self.recognizer.task
-    self.status.value = self.summary_text()
-    self._show("summary", plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure)
-    self._show("over_time", next(iter(plot_over_time(self.windowed, self.media, task).values())).figure)
-    n, slider = len(self.windowed.start), self.window_index
-    with slider.hold_trait_notifications(): slider.max, slider.value = n, 1
-    slider.layout.display = "" if n > 1 else "none"
-    self.plot_window()
-
-
-@patch
-def _show(self: PredictPanel, name: str, figure: Figure) -> None:  # name: key of `images`
-    "Show a figure in its place."
-    png = io.BytesIO()
-    figure.savefig(png, dpi=100)
-    plt.close(figure)
-    self.images[name].value, self.images[name].layout.display = png.getvalue(), ""
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #726c3a0f
-@patch
-def plot_window(self: PredictPanel) -> None:
-    "Draw the attention of the chosen window."
-    if self.windowed is not None: self._show("attention", self.plot_window_attention(self.window_index.value - 1))
-
-
-@patch
-def plot_window_attention(
-    self: PredictPanel,
-    i: int,  # number of the window, from 0
-) -> Figure:
-    "Draw the attention of one window, or a sentence where video or audio is missing."
-    r, time = self.recognizer, f"{self.windowed.start[i]:.1f} to {self.windowed.end[i]:.1f} s"
-    starts = [round(self.windowed.start[i] * r.recipe.fps)]
-    batch = window_batch(r, self.store, self.clip, self.media, starts).to(next(r.model.parameters()).device)
-    if batch.has_both.all():
-        return plot_attention(r.model, batch, f"attention of the audio to the video, {time}").flat[0].figure
-    fig = plt.figure(figsize=(8, 0.5))
-    fig.text(0.02, 0.4, f"{time}: attention is between video and audio, and this window has only one of them")
-    return fig
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #9a1424cd
-@patch
-def _figures(self: PredictPanel) -> dict[str, Figure]:  # name -> figure
-    "Draw the figures of a single file."
-    task, scores = self.recognizer.task, self.clip_scores()
-    over_time = next(iter(plot_over_time(self.windowed, self.media, task, self.name).values())).figure
-    summary = plot_summary(*scores, self.media, task, self.name)[0].figure
-    return dict(summary=summary, over_time=over_time, attention=self.plot_window_attention(self.window_index.value - 1))
-
-
-@patch
-def save(self: PredictPanel) -> list[Path]:  # the files
-    "Write predictions.csv, and of a single file over_time.csv and the figures."
-    if self.rows.empty: return []
-    tables, figures = {"predictions.csv": self.rows}, {}
-    if self.windowed is not None:
-        tables["over_time.csv"], figures = self.windowed.to_frame(self.recognizer.task), self._figures()
-    for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
-    for name, figure in figures.items():
-        save_figure(figure, self.out / f"figures/{name}.png")
-        plt.close(figure)
-    files = [self.out / name for name in tables]
-    files += [self.out / f"figures/{name}.{kind}" for name in figures for kind in ("png", "svg")]
-    names = ", ".join(str(f.relative_to(self.out)) for f in files)
-    self.status.value += f" Written to {html.escape(str(self.out))}: {names}."
-    return files
