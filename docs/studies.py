@@ -103,6 +103,20 @@ DEMO_STUDIES = (
         shares_table,
     ),
     Study(
+        "demo_seeds",
+        "The demo, by share of labels, five seeds",
+        'make semisupervised P="-p seeds 5 -p ways plain,pretrained -p output_dir runs/seeds"',
+        "runs/seeds/semisupervised.json",
+        shares_table,
+    ),
+    Study(
+        "demo_few",
+        "The demo, part by part, with a tenth of the labels",
+        'make ablation P="-p seeds 5 -p label_fraction 0.1 -p output_dir runs/few"',
+        "runs/few/ablation.json",
+        ladder_table,
+    ),
+    Study(
         "demos_shares",
         "Five demos with other people, by share of labels",
         'make semisupervised P="-p demos 5 -p seed 31 -p seeds 1 -p shares [0.1,0.25,1.0] '

@@ -118,6 +118,7 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
             alignment_table(runs),
             _pair_kinds(r["blocks"]),
             _masked_errors(r["masked"]),
+            _under_conditions(r["robustness"]),
         ]
     )
 
@@ -147,6 +148,12 @@ def _masked_errors(rows: list[dict[str, Any]]) -> str:  # of the masked report
         for x in rows
     ]
     return markdown_table(["holes of the audio filled with", "squared error", "more than with its own video"], holes)
+
+
+def _under_conditions(rows: list[dict[str, Any]]) -> str:
+    "Tabulate the fused head against the better single one under noise, blur and without a stream."
+    table = [[x["condition"], x["better"], gain_text([x["difference"], x["low"], x["high"]])] for x in rows]
+    return markdown_table(["clips", "better single head", "fused head minus it"], table)
 
 
 CONSISTENCY_TITLES = dict(

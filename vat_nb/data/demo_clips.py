@@ -35,12 +35,12 @@ class Plan(NamedTuple):
     labelled: bool
     noisy: bool  # corrupted as in MER-NOISE
 
-
+# %% ../../nbs/2_data/09d_demo_clips.ipynb #5b3d33c5
 def unimodal_upper_bound(
     p_uninformative: float = P_UNINFORMATIVE,  # share of clips that hide the emotion in this modality
     classes: int = len(MER23.classes),
 ) -> float:
-    "Compute the best accuracy that one modality allows: what looks neutral is best called neutral."
+    "Compute the best accuracy on what one modality shows: what looks neutral is best called neutral."
     return ((classes - 1) * (1 - p_uninformative) + 1) / classes
 
 # %% ../../nbs/2_data/09d_demo_clips.ipynb #4dfe4a3b

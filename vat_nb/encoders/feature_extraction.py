@@ -23,11 +23,12 @@ from ..data.io import available_cores, clip_file
 from ..data.store import Store
 from .audio_backbones import AudioBackbone
 from vat_nb.encoders.feature_cache import (
-    CacheRecord, ClipFeatures, EncoderSpec, FeatureSource, cache_folder, read_record, save_features, write_record,
+    CacheRecord, ClipFeatures, EncoderSpec, FeatureSource, cache_folder, half_precision, read_record,
+    save_features, write_record,
 )
 from .feature_encoder import STATISTICS, features_with_statistics
 from .feature_layout import FeatureLayout
-from .folder_features import FolderSource, half_precision
+from .folder_features import FolderSource
 from .onnx_graphs import OnnxGraph
 from .tuning import freeze
 from .video_backbones import VideoBackbone

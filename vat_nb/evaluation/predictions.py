@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from ..types import Batch, Clip
-from ..data.corruption import CONDITIONS, Condition
+from ..data.corruption import Condition
 from .metrics import bootstrap_score, count_resamples, f1_interval, resampled_interval, scores
 from ..model import HEADS, VAT, VATOutput
 from ..data.validation import Task
@@ -202,20 +202,16 @@ def results_table(
 
 # %% ../../nbs/5_evaluation/03_predictions.ipynb #e223aafd
 def robustness(
-    model: VAT,
-    loader: Callable[[Condition], DataLoader],  # batches of labelled clips under a condition
+    predictions: dict[Condition, Predictions],  # of the same labelled clips under each condition
     task: Task,
     metric: str = "f1",  # name of the score
-    conditions: Sequence[Condition] = CONDITIONS,
-    autocast=None,  # as in `predict`
 ) -> pd.DataFrame:  # condition, level, head, score, low, high; the clean clips are a level of every condition
     "Score the heads under each condition, with bootstrap intervals over clips."
     rows = []
-    for c in conditions:
-        predictions, levels = predict(model, loader(c), autocast), _levels(c)
+    for c, p in predictions.items():
         for h in HEADS:
-            value = score_interval(predictions, task, metric, h)
-            rows += [(*level, h, *value) for level in levels]
+            value = score_interval(p, task, metric, h)
+            rows += [(*level, h, *value) for level in _levels(c)]
     table = pd.DataFrame(rows, columns=["condition", "level", "head", "score", "low", "high"])
     order = {"SNR (dB)": 0, "blur (rate)": 1, "missing": 2}
     return table.sort_values("condition", kind="stable", key=lambda k: k.map(order), ignore_index=True)

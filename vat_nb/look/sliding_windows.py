@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['sliding_starts', 'WindowPredictions', 'window_batch', 'predict_window_batch', 'predict_windows', 'window_edges',
-           'plot_most_probable', 'plot_over_time', 'plot_summary', 'find_file', 'choose_model']
+           'plot_most_probable', 'plot_over_time', 'plot_summary']
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #c8db231d
 import math
 from collections.abc import Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from matplotlib.axes import Axes
@@ -18,13 +17,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 import seaborn as sns
 from ..types import Batch, Clip
-from ..training.config import find_settings
 from ..model import HEADS
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..data.dataloader import Sample, collate, cut_window
 from ..data.decoding import DecodedClip, decode_jpegs
 from ..data.store import Store
-from ..runs.recognizer import Recognizer, newest_run
+from ..runs.recognizer import Recognizer
 from ..data.validation import Task
 from ..plotting import MATRIX, PALETTE, plot_frames, plot_matrix, plot_wave
 
@@ -236,22 +234,3 @@ def plot_summary(
         plot_matrix(v, "", label, "", task.targets, HEADS, "value", ".2f", *ends, ax=axs["targets"])
     fig.suptitle(title)
     return [*axs.values()]
-
-# %% ../../nbs/7_look/04_sliding_windows.ipynb #a9997944
-def find_file(
-    path: str | Path,  # as somebody typed it, perhaps in quotes
-) -> Path:
-    "Return a path as it is, or from the project's folder where nothing is there."
-    path = Path(str(path).strip().strip("'\"")).expanduser()
-    home = find_settings().parent / path
-    return home if not path.exists() and home.exists() else path
-
-
-def choose_model(
-    model: str | Path | None,  # a run's checkpoint/, or a name on a hub; None takes the run's own, else the newest
-    run: str | Path,  # folder of a run
-) -> str:  # folder or name
-    "Choose the model for predictions. Raises FileNotFoundError when there is none."
-    if model: return str(find_file(model))
-    checkpoint = Path(run, "checkpoint")
-    return str(checkpoint if (checkpoint / "model.safetensors").is_file() else newest_run(Path(run).parent))
