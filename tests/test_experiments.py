@@ -76,23 +76,24 @@ def test_ablation_trains_each_row_once(where, tmp_path):
     assert json.loads((out / "ablation.json").read_text())["rows"][3] == result["rows"][3]
 
 
-def test_label_sweep(where, tmp_path):
-    _, _, out = papermill(
-        tmp_path,
-        *where,
-        *FAST,
-        "epochs=1",
-        "seeds=1",
-        "shares=[0.5, 1.0]",
-        "pseudo_threshold=0.3",
-        name="semisupervised",
-        check=True,
-    )
+def test_label_sweep_trains_each_run_once(where, tmp_path):
+    settings = (*where, *FAST, "epochs=1", "seeds=1", "shares=[0.5, 1.0]", "pseudo_threshold=0.3")
+    _, _, out = papermill(tmp_path, *settings, name="semisupervised", check=True)
     table = pd.read_csv(out / "semisupervised.csv")
     assert len(table) == 10 and set(table["share"]) == {0.5, 1.0} and table["variant"].nunique() == 5
     assert ((table["low"] <= table["score"]) & (table["score"] <= table["high"])).all() and (
         out / "figures/semisupervised.png"
     ).exists()
+    times = {p: p.stat().st_mtime_ns for p in (out / "semisupervised").iterdir()}
+    papermill(tmp_path, *settings, name="semisupervised", check=True)
+    assert times == {p: p.stat().st_mtime_ns for p in (out / "semisupervised").iterdir()}
+    _, message, _ = papermill(tmp_path, *settings, "ways=plain,none", name="semisupervised", check=False)
+    assert "ways has no 'none'; it can be: plain" in message
+
+
+def test_causes_need_a_synthetic_release(tmp_path):
+    _, message, _ = papermill(tmp_path, "dataset=manifest", "encoders=none", name="causes", check=False)
+    assert "manifest is no synthetic release" in message
 
 
 def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):

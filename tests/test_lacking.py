@@ -65,6 +65,10 @@ def test_a_release_without_one_label(names, small_release, tmp_path):  # noqa: F
     _, _, out = papermill(tmp_path / "audit_hash", *where, *encoders, "pretrain_epochs=1", name="audit", check=True)
     areas = json.loads((out / "audit/audit.json").read_text())["areas"]
     assert {r["kind"] for r in areas} == {"swapped", "shifted"} and all(0 <= r["area"] <= 1 for r in areas)
+    times = {p: p.stat().st_mtime_ns for p in (out / "audit").rglob("*.safetensors")}
+    papermill(tmp_path / "audit_hash", *where, *encoders, "pretrain_epochs=1", name="audit", check=True)
+    assert times and times == {p: p.stat().st_mtime_ns for p in (out / "audit").rglob("*.safetensors")}
+    assert json.loads((out / "audit/audit.json").read_text())["areas"] == areas
 
 
 AUDIO_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
