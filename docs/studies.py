@@ -26,6 +26,7 @@ from tables import (
     ladder_table,
     layers_table,
     pairs_table,
+    recipes_table,
     recipe_values_table,
     shares_table,
     speed_table,
@@ -110,13 +111,6 @@ DEMO_STUDIES = (
         shares_table,
     ),
     Study(
-        "demo_few",
-        "The demo, part by part, with a tenth of the labels",
-        'make ablation P="-p seeds 5 -p label_fraction 0.1 -p output_dir runs/few"',
-        "runs/few/ablation.json",
-        ladder_table,
-    ),
-    Study(
         "demos_shares",
         "Five demos with other people, by share of labels",
         'make semisupervised P="-p demos 5 -p seed 31 -p seeds 1 -p shares [0.1,0.25,1.0] '
@@ -158,7 +152,22 @@ JAVASED_STUDIES = (
         "runs/javased_scratch/crossval/crossval.json",
         folds_table,
     ),
+    Study(
+        "javased_unlabelled",
+        "Java-SED from scratch, with LRW-AR as unlabelled clips and what made the demo learn",
+        'make crossval DATASET=javased P="-p data_dir BOTH -p fold_all_splits True -p num_folds 6 -p seeds 5 '
+        "-p pretrain_epochs 3 -p batch_size 16 -p early_fusion True -p projection_norm True -p random_negatives 1.0 "
+        '-p linear_probe True -p speaker_directions 3 -p prior_clips 100 -p output_dir runs/javased_unlabelled"',
+        "runs/javased_unlabelled/crossval/crossval.json",
+        folds_table,
+    ),
 )
+# recipe -> study, on the same clips
+JAVASED_RECIPES = {
+    "from scratch": "javased_scratch",
+    "from scratch, pretrained on LRW-AR": "javased_unlabelled",
+    "features of pretrained encoders": "javased",
+}
 
 
 LRWAR_STUDIES = (
@@ -389,6 +398,8 @@ def fill(
         name = match[1]
         if name == "summary":
             content = readme_table(top)
+        elif name == "javased_recipes":
+            content = recipes_table({recipe: read_study(top, study) for recipe, study in JAVASED_RECIPES.items()})
         elif name in by_name:
             content = study_text(by_name[name], read_study(top, name))
         else:

@@ -1,6 +1,7 @@
 "The tables of docs/results.md: a function for each kind of study turns the JSON of its runs into Markdown."
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,29 @@ def folds_table(runs: list[dict[str, Any]]) -> str:
     layers = chosen if runs[0].get("layer_losses") else ""  # from scratch there are none
     table = markdown_table(["", "audio", "video", "fused"], rows)
     return "\n\n".join(filter(None, [table, _gain_sentences(scores), f"{size} {layers}".strip()]))
+
+
+def recipes_table(studies: dict[str, list[dict[str, Any]]]) -> str:  # recipe -> runs of its cross-validation
+    "Tabulate VAT under several recipes, on the same clips and with as many seeds; differences are from the first one."
+    folds = {recipe: fold_predictions(runs) for recipe, runs in studies.items()}
+    first = next(iter(folds.values()))[0]
+    seeds = []
+    for one_seed in zip(*folds.values()):
+        predicted = {}
+        for recipe, p in zip(folds, one_seed):
+            position = {clip: i for i, clip in enumerate(p.ids)}
+            for head in HEADS:
+                names = [p.classes[p.predicted[f"VAT, {head}"][position[clip]]] for clip in first.ids]
+                predicted[f"{recipe}, {head}"] = [first.classes.index(name) for name in names]
+        seeds.append(replace(first, predicted=predicted))
+    reference = f"{next(iter(folds))}, fused"
+    scores = system_scores(seeds, [reference])
+    rows = []
+    for recipe in folds:
+        cells = [interval_text(scores[f"{recipe}, {head}"]["f1"]) for head in ("audio", "video", "fused")]
+        gain = scores[f"{recipe}, fused"].get(f"against {reference}")
+        rows.append([recipe, *cells, gain_text(gain) if gain else ""])
+    return markdown_table(["", "audio", "video", "fused", "fused, minus the first"], rows)
 
 
 def _gain_sentences(scores: dict[str, dict[str, tuple[float, float, float]]]) -> str:
