@@ -83,6 +83,13 @@ DEMO_STUDIES = (
         minutes_table,
     ),
     Study(
+        "demo_tiny",
+        "The demo with the size tiny",
+        'make train P="-p model_size tiny -p output_dir runs/tiny"',
+        "runs/tiny/metrics.json",
+        demo_table,
+    ),
+    Study(
         "demo_causes",
         "The demo: why it learns",
         'make causes P="-p pretrain_epochs 5 -p epochs 10"',
@@ -165,7 +172,7 @@ JAVASED_STUDIES = (
 # recipe -> study, on the same clips
 JAVASED_RECIPES = {
     "from scratch": "javased_scratch",
-    "from scratch, pretrained on LRW-AR": "javased_unlabelled",
+    "pretrained on LRW-AR from scratch": "javased_unlabelled",
     "features of pretrained encoders": "javased",
 }
 
