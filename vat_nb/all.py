@@ -72,6 +72,7 @@ from .encoders.audio_backbones import *
 from .encoders.feature_encoder import *
 from .encoders.tuning import *
 from .encoders.feature_cache import *
+from .encoders.folder_features import *
 from .encoders.feature_extraction import *
 from .encoders.feature_loading import *
 from .encoders.inputs import *
