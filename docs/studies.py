@@ -90,6 +90,13 @@ DEMO_STUDIES = (
         demo_table,
     ),
     Study(
+        "demo_small",
+        "The demo with the size small",
+        'make train P="-p model_size small -p output_dir runs/small"',
+        "runs/small/metrics.json",
+        demo_table,
+    ),
+    Study(
         "demo_causes",
         "The demo: why it learns",
         'make causes P="-p pretrain_epochs 5 -p epochs 10"',
