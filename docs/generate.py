@@ -245,6 +245,8 @@ def reference_page(module, names):
         linked(ast.get_docstring(tree) or "", names, here),
         f"Defined and explained in [{MODULES[module]}](../notebooks/{MODULES[module]}.md).",
     ]
+    if not public:
+        out.append("It defines no names itself; those of each module stand [module by module](index.md).")
     values = [
         "\n".join(lines[n.lineno - 1 : n.end_lineno])
         for n in tree.body
