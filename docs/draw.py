@@ -4,21 +4,20 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-
-from vat_nb.data.dataloader import make_loader
-from vat_nb.data.demo_data import people_seen
-from vat_nb.data.store import open_store
-from vat_nb.data.validation import MER23, Task
-from vat_nb.evaluation.metrics import retrieval_recall
-from vat_nb.evaluation.predictions import Predictions, predict
+from vat_nb.types import Clip
 from vat_nb.look.alignment_figures import plot_alignment, plot_people
-from vat_nb.plotting import save_figure, set_style
+from vat_nb.evaluation.predictions import Predictions, predict
+from vat_nb.data.dataloader import make_loader
+from vat_nb.evaluation.metrics import retrieval_recall
+from vat_nb.data.store import open_store
 from vat_nb.runs.recognizer import Recognizer
-from vat_nb.runs.splits import spread
+from vat_nb.data.validation import MER23, Task
+from vat_nb.plotting import save_figure, set_style
+from vat_nb.data.demo_data import people_seen
 from vat_nb.training.checkpoint import load_weights
+from vat_nb.runs.splits import spread
 from vat_nb.training.config import read_recipe
 from vat_nb.training.fit import student_weights
-from vat_nb.types import Clip
 
 TOP = Path(__file__).resolve().parents[1]
 TASK = Task(MER23.classes[:4])  # four emotions, fifteen clips of each

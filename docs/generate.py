@@ -313,7 +313,7 @@ def settings_page():
             rows.append(
                 f'| <span id="{name}">`{name}`</span> | `{default}` '
                 f"| {html.escape(kind, quote=False)} "
-                f"| {html.escape(f.metadata['help'], quote=False).replace('|', '&#124;')} |"
+                f'| {html.escape(f.metadata["help"], quote=False).replace("|", "&#124;")} |'
             )
         out += [
             f"### {group.__doc__.rstrip('.')}",

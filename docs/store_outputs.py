@@ -1,7 +1,7 @@
 """Execute notebooks and keep what they show, with a digest of their code that a test compares.
 
-python docs/store_outputs.py            every notebook of the book, and those that ran into a folder of runs/
-python docs/store_outputs.py 07_model   one of them
+    python docs/store_outputs.py            every notebook of the book, and those that ran into a folder of runs/
+    python docs/store_outputs.py 07_model   one of them
 """
 
 import base64
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-
 from vat_nb.plotting import shrink_png
 
 TOP = Path(__file__).resolve().parents[1]

@@ -32,7 +32,6 @@ from tables import (
     speed_table,
     values_table,
 )
-
 from vat_nb.data.io import read_json, write_atomically
 from vat_nb.model import HEADS
 from vat_nb.runs.page import minutes_table
@@ -388,6 +387,14 @@ def readme_table(
     return markdown_table(["clips", "what", "figure"], rows)
 
 
+def javased_recipes_table(top: str | Path) -> str:  # top: folder of the project
+    "Tabulate the recipes that were tried on Java-SED, from scratch and on features."
+    return recipes_table({recipe: read_study(top, study) for recipe, study in JAVASED_RECIPES.items()})
+
+
+# tables of several studies
+SUMMARIES = dict(summary=readme_table, javased_recipes=javased_recipes_table)
+
 MARKED = (  # pages with tables of studies
     "nbs/index.ipynb",
     "nbs/7_look/06_av_consistency.ipynb",
@@ -410,10 +417,8 @@ def fill(
 
     def block(match: re.Match) -> str:
         name = match[1]
-        if name == "summary":
-            content = readme_table(top)
-        elif name == "javased_recipes":
-            content = recipes_table({recipe: read_study(top, study) for recipe, study in JAVASED_RECIPES.items()})
+        if name in SUMMARIES:
+            content = SUMMARIES[name](top)
         elif name in by_name:
             content = study_text(by_name[name], read_study(top, name))
         else:

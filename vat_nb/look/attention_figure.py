@@ -260,7 +260,6 @@ def plot_attention(
     title: str = "",
     layer: int | None = -1,  # of the fusion; None averages the layers
     query: str = "audio tokens",  # key of QUERY_ROWS
-    head: int | None = None,  # of the layer, from 0; None averages the heads
 ) -> np.ndarray:  # [6, 2] axes, see `attention_axes`
     "Draw the cross-attention of one clip. Raises ValueError when it lacks video or audio."
     window = clip
@@ -269,7 +268,7 @@ def plot_attention(
         window = ClipWindow(frames, clip.audio[0][clip.audio_mask[0]].cpu().numpy(), model.video.fps, clip)
     record = compute_attention(model, window.batch.to(model.temperature.device))
     layer = layer if layer is None else range(len(record.cross_attn))[layer]
-    heat = to_heatmap(record, averaged(raw(record), layer, head), QUERY_ROWS[query])
+    heat = to_heatmap(record, averaged(raw(record), layer), QUERY_ROWS[query])
     return plot_heat(record, heat, window, plot_clip_window(window, attention_axes()), title, even=True)
 
 # %% ../../nbs/7_look/03b_attention_figure.ipynb #11bb8e70

@@ -232,7 +232,7 @@ def to_heatmap(
 def head_maps(
     record: AttentionRecord,
     maps: Tensor,  # [L, h, A, V]
-    query: slice | None = None,  # sums its places over time; None returns audio against video over time
+    query: slice | np.ndarray | None = None,  # rows, whose places are summed; None returns audio against video in time
 ) -> np.ndarray:  # [L, h, G, G] or [L, h, T, M]
     "Return a small map of each layer and head."
     bands, grid = record.bands, record.grid
