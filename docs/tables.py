@@ -331,21 +331,16 @@ def _plan_table(plan: list[dict[str, Any]]) -> str:
 
 
 def speed_table(runs: list[dict[str, Any]]) -> str:
-    "Tabulate the ratios over the starts of all machines, and what does not depend on the machine."
+    "Tabulate the ratios over the starts on each machine, and what does not depend on the machine."
     run = runs[0]
     starts = comparable_starts(run["starts"])
-    rows = [
-        [
-            r.Index,
-            f"{r.median:.2f}",
-            f"{r.lowest:.2f} to {r.highest:.2f}",
-            *map(str, (r.starts, r.quiet, r.days, r.machines)),
+    names, blocks = ["ratio", "median", "range", "starts", "of them quiet", "days"], []
+    for machine in dict.fromkeys(s["machine"] for s in starts):
+        rows = [
+            [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", *map(str, (r.starts, r.quiet, r.days))]
+            for r in ratio_ranges([s for s in starts if s["machine"] == machine]).itertuples()
         ]
-        for r in ratio_ranges(starts).itertuples()
-    ]
-    names = ["ratio", "median", "range", "starts", "of them quiet", "days", "machines"]
-    machines = "; ".join(dict.fromkeys(s["machine"] for s in starts))
-    blocks = [markdown_table(names, rows), f"The starts ran on: {machines}."]
+        blocks += [f"On {machine}:", markdown_table(names, rows)]
     if "step" in run:
         counts = [
             [r["way"], f"{r['peak_MiB']:.0f}", str(r["operations"]), str(r["synchronisations"])]

@@ -147,10 +147,17 @@ def test_lines_are_short():
         assert not long, f"{name}: {long[0][:80]}..."
 
 
+def only_imports(source):
+    "Whether a cell brings names and does nothing."
+    return all(isinstance(line, (ast.Import, ast.ImportFrom)) for line in ast.parse(source).body)
+
+
 def test_the_book_shows_what_it_exports():
-    "A demo line for each exported line of the method, two for three in all; a cell that demonstrates shows something."
-    exported, demo, shows = Counter(), Counter(), []
+    "A demo line for each exported line of the method, two for three in all; most cells of a page show something."
+    exported, demo, shows, on_page = Counter(), Counter(), [], []
     for path, cell, source in cells_of_notebooks():
+        if not source.startswith(("#| hide", "#| default_exp")) and not only_imports(source):
+            on_page.append(bool(cell["outputs"]))
         kind = exported if source.startswith("#| export") else demo
         kind[path.parent.name] += sum(bool(x.strip()) and not x.startswith("#|") for x in source.splitlines())
         if not source.startswith(("#|", "import", "from")):
@@ -158,6 +165,7 @@ def test_the_book_shows_what_it_exports():
     assert demo["1_method"] >= exported["1_method"], (demo, exported)
     assert demo.total() * 1.5 >= exported.total()
     assert sum(shows) > 0.9 * len(shows)
+    assert sum(on_page) > 0.6 * len(on_page), f"{sum(on_page)} of {len(on_page)}"
 
 
 def module_of(cells):

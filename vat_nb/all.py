@@ -15,6 +15,7 @@ from IPython.display import display
 # %% ../nbs/7_look/07_all.ipynb #7dd2b382
 from .types import *
 from .plotting import *
+from .linear import *
 from .attention import *
 from .augmentation import *
 from .video_encoder import *

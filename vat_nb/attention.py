@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from .types import Tokens, masked_mean
+from .linear import Linear, linear_map
 
 # %% ../nbs/1_method/03_attention.ipynb #8bc0c73c
 class Attention(nn.Module):
@@ -27,9 +28,9 @@ class Attention(nn.Module):
         super().__init__()
         if dim % heads: raise ValueError(f"{heads} heads do not divide a width of {dim}")
         self.heads = heads
-        self.q = nn.Linear(dim, dim)
-        self.kv = nn.Linear(context or dim, 2 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
+        self.kv = Linear(context or dim, 2 * dim)
+        self.out = Linear(dim, dim)
 
     def queries(self, x: Tensor) -> Tensor:  # [B, N, D] -> [B, h, N, d]
         "Compute the queries of each head."
@@ -46,7 +47,7 @@ class Attention(nn.Module):
         kv: Tensor | None = None,  # [2, B, h, M, d] from `keys_values`; None attends to x
     ) -> Tensor:  # [B, N, D]
         if kv is None:  # one large product is faster than two
-            qkv = F.linear(x, torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias]))
+            qkv = linear_map(x, torch.cat([self.q.weight, self.kv.weight]), torch.cat([self.q.bias, self.kv.bias]))
             q, k, v = (rearrange(part, "b n (h d) -> b h n d", h=self.heads) for part in qkv.chunk(3, -1))
         else: q, (k, v) = self.queries(x), kv
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
@@ -75,7 +76,7 @@ class Block(nn.Module):
         self.norm1, self.self_attn = nn.LayerNorm(dim), Attention(dim, heads)
         if context is not None: self.norm_cross, self.cross_attn = nn.LayerNorm(dim), Attention(dim, heads, context)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, dim))
+        self.mlp = nn.Sequential(Linear(dim, hidden), nn.GELU(), Linear(hidden, dim))
         self.drop = nn.Dropout(dropout)
 
     def forward(

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 from .attention import TransformerEncoder, sine_positions
+from .linear import Linear
 from .augmentation import spec_augment
 from .types import SAMPLE_RATE, Tokens
 
@@ -111,7 +112,7 @@ class AudioEncoder(nn.Module):
         self.logmel = LogMel(mels)
         self.masking = masking
         self.stem = MaskedConvStem(stem) if stem else None
-        self.embed = nn.Linear(patch[0] * patch[1] // 4 ** len(stem) * (stem[-1] if stem else 1), dim)
+        self.embed = Linear(patch[0] * patch[1] // 4 ** len(stem) * (stem[-1] if stem else 1), dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.bands, dim) * 0.02)
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)  # stands for a patch that is masked
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)

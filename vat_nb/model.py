@@ -16,6 +16,7 @@ from .types import Batch, Tokens, upcast
 from .audio_encoder import AudioEncoder
 from .video_encoder import VideoEncoder
 from .attention import Block
+from .linear import Linear
 
 # %% ../nbs/1_method/07_model.ipynb #eadf68e3
 class VideoKV(NamedTuple):
@@ -199,7 +200,7 @@ class VAT(nn.Module):
             self.match_head = nn.Sequential(
                 nn.Linear(joint, audio.dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(audio.dim, 2)
             )
-        if isinstance(audio, AudioEncoder): self.mam_head = nn.Linear(audio.dim, math.prod(audio.patch))
+        if isinstance(audio, AudioEncoder): self.mam_head = Linear(audio.dim, math.prod(audio.patch))
         widths = dict(video=video.dim, audio=audio.dim, fused=joint)
         self.heads = nn.ModuleDict({k: Head(dim, classes, targets, dropout) for k, dim in widths.items()})
         self.probes = nn.ModuleDict()

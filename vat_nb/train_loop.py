@@ -127,7 +127,10 @@ def microbatches(
 
 def seed_step(*key: int) -> None:  # seed of the run, step, batch of the step, ...
     "Seed the next draws with their place in the run."
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+    if torch.accelerator.is_available(): torch.manual_seed(seed)
+    # manual_seed would note the call for devices that may come: a fiftieth of a small model's step
+    else: torch.default_generator.manual_seed(seed)
 
 # %% ../nbs/1_method/18_train_loop.ipynb #a4b49fc0
 class CastWeights(torch.autograd.Function):

@@ -36,7 +36,8 @@ def lengths_mask(
     size: int,  # N, the length with padding
 ) -> Tensor:  # [B, N] bool, True where real
     "Return the mask of rows that are real from their beginning up to `lengths`."
-    return lengths.new_ones(size).cumsum(0) <= lengths[:, None]
+    import torch
+    return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 # %% ../nbs/1_method/01_types.ipynb #505211f9
 def masked_mean(

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 from .attention import TransformerEncoder, sine_positions
+from .linear import Linear
 from .types import Tokens
 
 # %% ../nbs/1_method/05_video_encoder.ipynb #b02f3d60
@@ -62,7 +63,7 @@ class VideoEncoder(nn.Module):
         self.dim, self.fps, self.tubelet = dim, fps, tubelet
         self.grid = image // patch  # places in a row
         self.stem, self.patch = conv_stem(stem), patch // math.prod(stride for _, _, stride in stem)
-        self.embed = nn.Linear(tubelet * (stem[-1][0] if stem else 3) * self.patch ** 2, dim)
+        self.embed = Linear(tubelet * (stem[-1][0] if stem else 3) * self.patch ** 2, dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 

@@ -179,16 +179,16 @@ def _pad_frames(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
     t, first = max(1, *map(len, clips)), next((f[0] for f in clips if len(f)), None)
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
-    video, place = _allocate_batch(len(clips), t, *side, 3), allocate_pixels(*side, 3)
+    video = allocate_pixels(len(clips), t, *side, 3)
     for row, frames in zip(video.numpy(), clips):
         for slot, frame in zip(row, frames):
-            pixels = _decode(frame, place)
+            pixels = _decode(frame, slot)
             if pixels.shape != (*side, 3) or pixels.dtype != np.uint8:
                 raise ValueError(
                     f"a frame is {pixels.dtype} {pixels.shape} where the first of its batch is "
                     f"uint8 {(*side, 3)}: all must be alike"
                 )
-            slot[:] = pixels
+            if not np.may_share_memory(slot, pixels): slot[:] = pixels  # it was no JPEG
         row[len(frames):] = 0
     # colours stay together in memory, as the decoder writes them: turning the axes would copy every frame
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)
@@ -197,17 +197,13 @@ def _pad_frames(
 def allocate_pixels(
     *shape: int,
     offset: int = 16,  # bytes from a multiple of 32 to the first pixel
-) -> np.ndarray:  # uint8, of any content
-    "Allocate pixels at a place in memory where a JPEG is decoded fast."
-    size = math.prod(shape)
-    room = np.empty(size + 32, np.uint8)
-    first = (offset - room.ctypes.data) % 32
-    return room[first : first + size].reshape(shape)
-
-
-def _allocate_batch(*shape: int) -> torch.Tensor:  # uint8, of any content
-    if not get_worker_info(): return torch.empty(shape, dtype=torch.uint8)
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(math.prod(shape)), 0, shape)
+) -> torch.Tensor:  # uint8, of any content
+    "Allocate pixels at a place in memory where JPEGs are decoded fast."
+    size = math.prod(shape) + 32
+    if get_worker_info(): memory = torch.UntypedStorage._new_shared(size)
+    else: memory = torch.from_numpy(np.empty(size, np.uint8)).untyped_storage()  # numpy asks for large pages
+    first = (offset - memory.data_ptr()) % 32
+    return torch.empty(0, dtype=torch.uint8).set_(memory, first, shape)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #ff376ec7
 def detach_from_group(worker: int) -> None:  # worker: its number

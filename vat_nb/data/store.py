@@ -8,7 +8,7 @@ __all__ = ['CLIP_DTYPES', 'LEDGER', 'RETRY_DELAYS_S', 'LARGEST_CLIP', 'save_clip
            'Store', 'write_clips', 'parse_clips', 'open_store', 'plot_contact_sheet', 'export_files']
 
 # %% ../../nbs/2_data/10_store.ipynb #42876e7a
-import csv, errno, io, json, re, time
+import csv, errno, io, json, os, re, time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -48,13 +48,13 @@ def _parse_media(raw: bytes) -> DecodedClip:  # raises anything where raw is no 
     for name, dtype in CLIP_DTYPES.items():
         x = arrays[name]
         if x.dtype != dtype or x.ndim != 1: raise ValueError(f"{name} is {x.ndim} axes of {x.dtype}")
-    jpegs, offsets, times = arrays["jpeg"].tobytes(), arrays["offsets"].tolist(), arrays["times"]
+    jpegs, offsets, times = memoryview(arrays["jpeg"]), arrays["offsets"].tolist(), arrays["times"]
     spans = len(offsets) == len(times) + 1 and [*offsets[:1], *offsets[-1:]] == [0, len(jpegs)]
     if not spans or sorted(offsets) != offsets or not np.isfinite(times).all():
         raise ValueError("its frames are not where it says")
     header = json.loads(raw[8:8 + int.from_bytes(raw[:8], "little")])
     metadata = read_json(header["__metadata__"]["about"], "its description")
-    frames = [jpegs[a:b] for a, b in zip(offsets, offsets[1:])]
+    frames = [bytes(jpegs[a:b]) for a, b in zip(offsets, offsets[1:])]
     duration, reasons, detail = float(metadata["duration"]), tuple(metadata["reasons"]), str(metadata["detail"])
     box = metadata["box"] and tuple(map(int, metadata["box"]))
     return DecodedClip(frames, times, arrays["audio"], duration, reasons, detail, box)
@@ -140,15 +140,15 @@ def read_file(
 ) -> bytes:
     "Read a file, here or far away. Raises FileNotFoundError, OSError (cannot be read) or ValueError (unknown address)."
     start, end = span or (0, None)
-    if "://" not in str(address):
+    if "://" in str(address): raw = _fetch(address, span)
+    else:
         with open(address, "rb") as f:
             f.seek(start)
-            return f.read(-1 if end is None else end - start)
-    raw = _fetch(address, span)
+            raw = f.read(-1 if end is None else end - start)
     if span and len(raw) != end - start:
         raise OSError(
-            f"{address} gave {len(raw)} bytes where {end - start} were asked for: the server must answer range "
-            "requests, and the file be the one that index.json was written for"
+            f"{address} gave {len(raw)} bytes where {end - start} were asked for: it must be the file that index.json "
+            "was written for, and a server must answer range requests"
         )
     return raw
 
@@ -242,10 +242,10 @@ class Store(NamedTuple):
     def read_bytes(self, clip: Clip) -> bytes:
         "Read a clip's file. Raises OSError when it cannot be read, ValueError when it is a link out of the store."
         if self.shards: return self.shards.read(clip.id)
-        path = self.path / "clips" / clip_file(clip.id)
-        if path.is_symlink() and not path.resolve().is_relative_to(path.parent.resolve()):
+        path = f"{self.path}/clips/{clip_file(clip.id)}"
+        if os.path.islink(path) and not Path(path).resolve().is_relative_to(Path(path).parent.resolve()):
             raise ValueError(f"{path} is a link that leads out of the store: copy the file in")
-        return path.read_bytes()
+        return read_file(path)
 
     def media(self, clip: Clip) -> DecodedClip:
         "Read what is stored of one clip. Raises OSError when it cannot be read, ValueError when it is none."
@@ -323,7 +323,7 @@ def _settings_and_ledger(path: Path | str, metadata: dict) -> tuple[StoreSetting
     ledger = read_ledger(path) if isinstance(path, Path) else parse_ledger(read_file(f"{path}/ledger.csv"))
     ledger, settings = ledger.set_index("id"), StoreSettings(**metadata["settings"])
     possible = 0 < settings.fps <= 1000 and 0 < settings.size <= 4096 and ledger["duration"].between(0, 1e6).all()
-    if not possible: raise ValueError("no clip is so fast, so large or so long")
+    if not possible: raise ValueError("no video has such a frame rate or size, or no clip such a length")
     return settings, ledger
 
 # %% ../../nbs/2_data/10_store.ipynb #6484cf2b

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
+from ..linear import use_linear_map
 from ..types import SAMPLE_RATE, lengths_mask
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
@@ -35,7 +36,7 @@ class AudioBackbone(nn.Module):
         batch_by_length: bool,  # clips of different lengths must not share a batch
     ):
         super().__init__()
-        self.model, self.name = model, name
+        self.model, self.name = use_linear_map(model), name
         self.rate, self.batch_by_length = rate, batch_by_length
         self.reader = LayerReader(model, layers)
         self.native = FeatureLayout(0, step, first)

@@ -11,6 +11,7 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 from ..types import Tokens
 from ..attention import TransformerEncoder, sine_positions
+from ..linear import Linear
 from .feature_layout import FeatureLayout
 from ..sizes import ModelConfig
 
@@ -73,7 +74,7 @@ class FeatureEncoder(nn.Module):
         self.register_buffer("std", torch.ones(1 + STATISTICS, *shape))
         self.mix = nn.Parameter(torch.zeros(layout.layers)) if layout.layers > 1 else None
         self.drop = nn.Dropout(feature_dropout)
-        self.embed, self.summary = nn.Linear(layout.width, dim), nn.Linear(STATISTICS * layout.width, dim)
+        self.embed, self.summary = Linear(layout.width, dim), Linear(STATISTICS * layout.width, dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled=True)
 

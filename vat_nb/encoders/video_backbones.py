@@ -12,6 +12,7 @@ from typing import Any
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..data.io import read_json, suggest
+from ..linear import use_linear_map
 from .feature_layout import FeatureLayout, LayerReader, pool_time
 from .onnx_graphs import OnnxGraph
 from vat_nb.encoders.weights import (
@@ -93,7 +94,7 @@ class VideoBackbone(nn.Module):
         crop: float = 1.0,  # share of the side that is cut out of the frame's middle
     ):
         super().__init__()
-        self.model, self.forward_fn, self.name = model, forward_fn, name
+        self.model, self.forward_fn, self.name = use_linear_map(model), forward_fn, name
         self.size, self.frames = size, frames
         self.mode, self.crop = mode, crop
         self.reader, self.rate = LayerReader(model, layers), rate
@@ -153,7 +154,8 @@ class VideoBackbone(nn.Module):
         rows, columns = real.any(-1).nonzero(as_tuple=True)
         shape = (*clips.shape[:2], n // layout.tubelet, layout.grid ** 2, *self.feature_shape)
         out = torch.zeros(shape, device=video.device)
-        for r, c in zip(rows.split(64), columns.split(64)):  # 64 clips at a time, whatever the batch
+        size = 4 if video.device.type == "cpu" else 64  # clips at a time: what a few leave behind stays in the cache
+        for r, c in zip(rows.split(size), columns.split(size)):
             if len(r): out[r, c] = self.encode_frames(video[r[:, None], clips[r, c]]).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
