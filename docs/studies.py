@@ -236,7 +236,8 @@ OTHER_STUDIES = (
     Study(
         "costs",
         "What features of pretrained encoders cost",
-        f'make benchmark DATASET=features P="-p parts features {JAVASED} -p audio_layers 2+3 -p output_dir runs/costs"',
+        'make benchmark DATASET=features P="-p parts features,bounds '
+        f'{JAVASED} -p audio_layers 2+3 -p output_dir runs/costs"',
         "runs/costs/benchmark.json",
         costs_table,
     ),

@@ -314,9 +314,17 @@ def costs_table(runs: list[dict[str, Any]]) -> str:
     memory = [f"{name} {value:.0f} MB" for name, value in run["memory"].items()]
     text = (
         f"Clips of {run['clip_seconds']:.1f} s; {'; '.join(epochs)}. "
-        f"Most memory: {', '.join(memory)}. For 74 000 such clips:"
+        f"Most memory: {', '.join(memory)}. {_extraction_bounds(runs[0].get('bounds', []))}For 74 000 such clips:"
     )
     return "\n\n".join([markdown_table(names, rows), text, _plan_table(run["plan"])])
+
+
+def _extraction_bounds(bounds: list[dict[str, Any]]) -> str:
+    "Say which share of extraction the encoder's own products take."
+    shares = [f"{r['products']:.2f} of {r['step']}" for r in bounds if r["step"].startswith("extraction")]
+    if not shares:
+        return ""
+    return f"Products, convolutions and attention of the encoder take {', '.join(shares)}. "
 
 
 def _plan_table(plan: list[dict[str, Any]]) -> str:
