@@ -64,7 +64,7 @@ class WindowPredictions(NamedTuple):
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #8e941b6b
 def window_batch(
     recognizer: Recognizer,
-    store: Store,  # of `recognizer.open`
+    store: Store,  # of `recognizer.preprocess_files`
     clip: Clip,
     media: DecodedClip,  # of that clip
     starts: Sequence[int],  # first frame of each window
@@ -85,7 +85,7 @@ def window_batch(
 @torch.no_grad()
 def predict_window_batch(
     recognizer: Recognizer,
-    store: Store,  # of `recognizer.open`
+    store: Store,  # of `recognizer.preprocess_files`
     clip: Clip,
     media: DecodedClip,  # of that clip, read once
     starts: Sequence[int],  # first frame of each window
@@ -110,7 +110,7 @@ def predict_window_batch(
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #907eb1b4
 def predict_windows(
     recognizer: Recognizer,
-    store: Store,  # of `recognizer.open`
+    store: Store,  # of `recognizer.preprocess_files`
     clip: Clip,
     hop: float | None = None,  # s from one window to the next; None is half a window
     max_windows: int = 300,  # largest number of windows

@@ -250,7 +250,7 @@ def preprocess_files(
 @patch
 def predict_store(
     self: Recognizer,
-    store: Store,  # from `open`
+    store: Store,  # from `preprocess_files`
 ) -> Predictions:
     "Predict every clip that could be read."
     frames = self.recipe.num_frames
@@ -279,7 +279,7 @@ def load_encoders(self: Recognizer) -> dict[str, torch.nn.Module]:  # by stream
 @patch
 def dataset(
     self: Recognizer,
-    store: Store,  # from `open`
+    store: Store,  # from `preprocess_files`
     clips: list[Clip] | None = None,  # None takes all that could be read
 ) -> FeatureDataset:
     "Build a dataset that computes features on demand. Raises ValueError where a speaker has too few clips."
@@ -307,8 +307,8 @@ def probabilities(self: Recognizer, logits: np.ndarray) -> np.ndarray:  # [N, C]
 @patch
 def to_frame(
     self: Recognizer,
-    store: Store,  # from `open`
-    predictions: Predictions | None,  # from `look`; None where no clip could be read
+    store: Store,  # from `preprocess_files`
+    predictions: Predictions | None,  # from `predict_store`; None where no clip could be read
 ) -> pd.DataFrame:  # path, status, reason, emotion, one probability per class, targets
     "Tabulate the predictions of the fused head, one row for every file."
     rows = pd.DataFrame(
