@@ -52,7 +52,7 @@ benchmark: setup
 # docs/results.md from the runs that are there, and those that were kept; and the table of the README
 results: setup
 	$(BIN)/python docs/studies.py
-	test ! -f "$(OUT)/metrics.json" || $(BIN)/python -c "from vat_nb.evaluation.predictions import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
+	test ! -f "$(OUT)/metrics.json" || PYTHONPATH=docs $(BIN)/python -c "from tables import results_table; import sys; print(results_table(sys.argv[1]))" "$(OUT)/metrics.json"
 
 # two notebooks, then two files of tests at a time, one core each; where a process crashes, it says at which line
 test: export OMP_NUM_THREADS = 1
@@ -85,7 +85,6 @@ readme: setup
 
 # the figures in the README and in docs/; those of runs are copied where they are
 figures: setup
-	$(BIN)/python -c "from vat_nb.all import *; set_style(); save_figure(plot_pipeline(), 'figures/pipeline.png'); save_figure(plot_identities(), 'figures/demo.png')"
 	$(BIN)/python docs/draw.py
 	for f in alignment attention fine-tuning robustness ablation semisupervised; do test ! -f runs/demo/figures/$$f.png || cp runs/demo/figures/$$f.png figures/; done
 	test ! -f runs/lrwar/figures/alignment_matrices.png || cp runs/lrwar/figures/alignment_matrices.png figures/alignment_lrwar.png

@@ -21,6 +21,7 @@ TOP = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
 # where a run's clone lay, or a release elsewhere on its machine: nobody else has it there
 CLONE = re.compile(r"/[\w./-]+/(?=(?:runs|data)/)|(?<=[' ])/[\w./-]+/(?=[\w.-]+')")
+TEMPORARY = re.compile(r"/[\w/+-]*/tmp\w{8}(?=/)")  # a folder that has another name each time
 
 
 def digest(notebook):
@@ -38,6 +39,8 @@ def small(outputs):
             continue
         if "application/vnd.jupyter.widget-view+json" in data:
             continue
+        if "text" in output:
+            output.text = TEMPORARY.sub("...", output.text)
         if "image/png" in data:
             data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
         if (size := len(json.dumps(output))) > LARGEST:

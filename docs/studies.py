@@ -20,9 +20,11 @@ from tables import (
     causes_table,
     costs_table,
     demo_table,
+    difference_text,
     fits_table,
     fold_predictions,
     folds_table,
+    gain_text,
     ladder_table,
     layers_table,
     pairs_table,
@@ -30,12 +32,13 @@ from tables import (
     recipe_values_table,
     shares_table,
     speed_table,
+    system_scores,
     values_table,
 )
 from vat_nb.data.io import read_json, write_atomically
 from vat_nb.model import HEADS
 from vat_nb.runs.page import minutes_table
-from vat_nb.runs.result_tables import difference_text, gain_text, interval_text, markdown_table, system_scores
+from vat_nb.runs.result_tables import interval_text, markdown_table
 
 TOP = Path(__file__).resolve().parents[1]
 

@@ -1,24 +1,66 @@
 "The tables of docs/results.md: a function for each kind of study turns the JSON of its runs into Markdown."
 
-from collections.abc import Callable
-from dataclasses import replace
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vat_nb.evaluation.predictions import fused_against
+from vat_nb.data.validation import Task
+from vat_nb.evaluation.ensemble import compare, mean_score
+from vat_nb.evaluation.predictions import Predictions
 from vat_nb.model import HEADS
-from vat_nb.runs.result_tables import (
-    HEADS_AVERAGED,
-    PredictedClasses,
-    comparable_starts,
-    difference_text,
-    gain_text,
-    interval_text,
-    markdown_table,
-    ratio_ranges,
-    system_scores,
-)
+from vat_nb.runs.result_tables import HEADS_AVERAGED, comparable_starts, interval_text, markdown_table, ratio_ranges
+from vat_nb.types import Clip
+
+
+def gain_text(
+    value: Sequence[float],  # difference, low, high
+    digits: int = 2,  # after the point
+) -> str:
+    "Format a difference with its interval; empty where there is none."
+    signed = [f"{x:+.{digits}f}" for x in value]
+    return "" if np.isnan(value).any() else f"{signed[0]} ({signed[1]} to {signed[2]})"
+
+
+def difference_text(row: dict[str, Any]) -> str:
+    "Format the difference of a row with its interval; empty where there is none."
+    return gain_text([row["difference"], row["low"], row["high"]], 3)
+
+
+@dataclass(frozen=True)
+class PredictedClasses:
+    "The classes that systems predict for the same clips, as `predicted_classes` writes them."
+
+    ids: list[str]  # of the clips
+    labels: list[str]
+    classes: list[str]
+    predicted: dict[str, list[int]]  # system and head, such as "VAT, fused" -> class of each clip
+
+    def predictions(self, name: str) -> Predictions:
+        "Convert the classes of a system and head to predictions of high confidence."
+        clips = [Clip(i, "", "", emotion) for i, emotion in zip(self.ids, self.labels)]
+        logits = np.eye(len(self.classes), dtype=np.float32)[self.predicted[name]] * 9
+        none = np.zeros((len(clips), 1), np.float32)
+        return Predictions(clips, dict.fromkeys(HEADS, logits), dict.fromkeys(HEADS, none[:, :0]), none, none)
+
+
+def system_scores(
+    runs: Sequence[PredictedClasses],  # of the same clips, one for each seed
+    against: Sequence[str] = (),  # systems that every other one is compared with
+) -> dict[str, dict[str, tuple[float, float, float]]]:  # system -> "f1" and "against ..." -> value, low, high
+    "Compute the weighted F1 of every system over clips and seeds, and paired differences."
+    task = Task(tuple(runs[0].classes), ())
+    predictions = {name: [r.predictions(name) for r in runs] for name in runs[0].predicted}
+    scores = {name: dict(f1=mean_score(ps, task, "f1")) for name, ps in predictions.items()}
+    for name in predictions:
+        for other in against:
+            if name.partition(", ")[0] == other.partition(", ")[0]:
+                continue
+            scores[name][f"against {other}"] = compare(predictions[name], predictions[other], task, "f1")
+    return scores
 
 
 def fold_predictions(runs: list[dict[str, Any]]) -> list[PredictedClasses]:
@@ -127,6 +169,38 @@ def values_table(runs: list[dict[str, Any]]) -> str:
         rows.append([name, *both_ways(recall), *both_scores(by_folder[value]["matching"]["another clip's"])])
     names = ["", "recall at 10, video to audio", "audio to video", "matching head", "cosine"]
     return "\n\n".join([markdown_table(names, rows), f"{runs[0]['held_out']} held-out clips."])
+
+
+def fused_against(
+    splits: dict[str, dict[str, Any]],  # of metrics.json
+) -> str:  # empty where there is no score, or an older run did not compare
+    "Write a sentence on how much better the fused head of the first split is than the single ones."
+    if not splits:
+        return ""
+    split, result = next(iter(splits.items()))
+    differences = result.get("fused_against", {}).items()
+    pairs = [f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})" for head, (d, low, high) in differences]
+    return f"The fused head of {split} minus the single ones, on the same clips: {', '.join(pairs)}." if pairs else ""
+
+
+def results_table(
+    path: str | Path,  # a run's metrics.json
+) -> str:  # Markdown
+    "Write the scores of every split and head, with intervals, and recall."
+    metrics = json.loads(Path(path).read_text())
+    heads = list(dict.fromkeys(h for r in metrics["splits"].values() for h in r["head_ci"]))
+    names = ["most frequent class" if h == "majority" else h for h in heads]
+    lines = [f"| split | clips | {' | '.join(names)} |", "|---" * (2 + len(names)) + "|"]
+    for split, r in metrics["splits"].items():
+        cells = [interval_text(v) for v in r["head_ci"].values()]
+        lines.append(f"| {split} | {r['clips']} | {' | '.join(cells)} |")
+    if against := fused_against(metrics["splits"]):
+        lines += ["", against]
+    after, chance = (metrics["recall"][k]["@5"] for k in ("after", "chance"))
+    names = {"v2a_recall": "video to audio", "a2v_recall": "audio to video"}
+    recall = [f"{name} {after[k]:.2f}" for k, name in names.items()]
+    recall = f"Recall at 5 after pretraining: {', '.join(recall)}; chance {chance['v2a_recall']:.2f}."
+    return "\n".join([*lines, "", recall])
 
 
 def demo_table(runs: list[dict[str, Any]]) -> str:
@@ -321,17 +395,18 @@ def costs_table(runs: list[dict[str, Any]]) -> str:
 
 def _extraction_bounds(bounds: list[dict[str, Any]]) -> str:
     "Say which share of extraction the encoder's own products take."
-    shares = [f"{r['products']:.2f} of {r['step']}" for r in bounds if r["step"].startswith("extraction")]
+    names = {f"extraction, {stream}": stream for stream in ("video", "audio")}
+    shares = [f"{r['products']:.2f} of {names[r['step']]}" for r in bounds if r["step"] in names]
     if not shares:
         return ""
-    return f"Products, convolutions and attention of the encoder take {', '.join(shares)}. "
+    return f"The encoder's own products, or its ONNX graph, take {' and '.join(shares)}. "
 
 
 def _plan_table(plan: list[dict[str, Any]]) -> str:
     "Tabulate time and room for a large release, by the number of cores."
     keys = [k for k in plan[0] if k.endswith("_epoch_minutes")]
     rows = [
-        [str(r["cores"]), f"{r['feature_hours']:.1f}", f"{r['cache_GB']:.1f}", *(f"{r[k]:.0f}" for k in keys)]
+        [str(r["cores"]), f"{r['feature_hours']:.2g}", f"{r['cache_GB']:.1f}", *(f"{r[k]:.0f}" for k in keys)]
         for r in plan
     ]
     titles = [f"minutes of an epoch ({k.removesuffix('_epoch_minutes')})" for k in keys]

@@ -211,13 +211,14 @@ def test_python_of_the_pages_is_real(page, code):
             inspect.signature(f).bind(*node.args, **{k.arg: k.value for k in node.keywords})
 
 
-def test_pictures_of_the_pages_are_drawn(demo_run, small_release):
+def test_pictures_of_the_pages_are_drawn(demo_run):
     "The pictures of docs/draw.py, of a run that is there."
-    from draw import plot_by_person, plot_patterns
+    from draw import plot_by_person, plot_patterns, plot_pipeline
 
-    axs = plot_by_person(demo_run, small_release, demo_run.parents[1] / "store")
+    axs = plot_by_person(demo_run, demo_run.parents[1] / "store")
     assert ["blocks explain" in ax.get_title() for ax in axs] == [True, True]
     assert plot_patterns(["diagonal"]).flat[0].images
+    assert "12 layers" in " ".join(text.get_text() for text in plot_pipeline().texts)
 
 
 def test_python_of_my_own_data_runs(tmp_path):
@@ -256,7 +257,8 @@ def own_sections():
 
 def test_ini_of_the_pages_is_a_recipe(own_sections, tmp_path):
     from vat_nb.data.datasets import LAYOUTS
-    from vat_nb.training.config import FIELDS, read_recipe
+    from vat_nb.training.config import FIELDS
+    from vat_nb.training.settings_file import read_recipe
 
     assert set(get_args(FIELDS["layout"].type)) == set(LAYOUTS)
     text = (PROJECT / "settings.ini").read_text(encoding="utf-8")
@@ -294,7 +296,8 @@ def check_given(page, dataset, notebook, pairs, own_sections):
     "The pairs of -p are parameters of this notebook, of the right kind, and fit together."
     from papermill.cli import _resolve_type
     from vat_nb.data.io import parse_value
-    from vat_nb.training.config import FIELDS, read_recipe
+    from vat_nb.training.config import FIELDS
+    from vat_nb.training.settings_file import read_recipe
 
     assert (PROJECT / "nbs" / f"{notebook}.ipynb").is_file(), f"{page}: no nbs/{notebook}.ipynb"
     section = "demo" if "$" in dataset else dataset
@@ -524,3 +527,61 @@ def test_a_study_is_collected_and_fills_the_marks_of_a_page(tmp_path):
         fill(page, tmp_path, [])
     with pytest.raises(ValueError, match="no figures of the study nothing"):
         read_study(tmp_path, "nothing")
+
+
+def test_the_table_of_a_run_has_its_heads_its_recall_and_what_fusion_gains(tmp_path):
+    from tables import fused_against, results_table
+
+    recall = {k: {"@5": {"v2a_recall": r, "a2v_recall": r}} for k, r in (("after", 0.5), ("chance", 0.1))}
+    against = dict(video=(0.08, 0.02, 0.14), audio=(0.03, -0.01, 0.07))
+    head_ci = dict(video=(0.6, 0.5, 0.7), audio=(0.5, 0.4, 0.6), fused=(0.8, 0.7, 0.9))
+    splits = dict(test1=dict(clips=7, head_ci=head_ci, fused_against=against))
+    (tmp_path / "metrics.json").write_text(json.dumps(dict(splits=splits, recall=recall)))
+    assert results_table(tmp_path / "metrics.json").splitlines() == [
+        "| split | clips | video | audio | fused |",
+        "|---|---|---|---|---|",
+        "| test1 | 7 | 0.60 (0.50 to 0.70) | 0.50 (0.40 to 0.60) | 0.80 (0.70 to 0.90) |",
+        "",
+        "The fused head of test1 minus the single ones, on the same clips: "
+        "video +0.08 (+0.02 to +0.14), audio +0.03 (-0.01 to +0.07).",
+        "",
+        "Recall at 5 after pretraining: video to audio 0.50, audio to video 0.50; chance 0.10.",
+    ]
+    assert not fused_against({}) and not fused_against(dict(test1={}))
+
+
+def test_scores_of_systems():
+    "Scores over seeds are means of each seed's own; a system is compared with the rival alone."
+    import numpy as np
+    from tables import PredictedClasses, gain_text, system_scores
+
+    from vat_nb.data.validation import Task
+    from vat_nb.evaluation.metrics import weighted_f1
+    from vat_nb.evaluation.predictions import Predictions
+    from vat_nb.model import HEADS
+    from vat_nb.runs.result_tables import HEADS_AVERAGED, average_heads, predicted_classes
+    from vat_nb.types import Clip
+
+    rng, task = np.random.default_rng(0), Task(("sad", "happy", "angry"), ())
+    clips = [Clip(f"c{i}", "", "test", task.classes[i % 3]) for i in range(60)]
+
+    def fake_predictions(accuracy):
+        y = np.where(rng.random(60) < accuracy, np.arange(60) % 3, rng.integers(0, 3, 60))
+        logits = np.eye(3, dtype=np.float32)[y]
+        return Predictions(clips, dict.fromkeys(HEADS, logits), dict.fromkeys(HEADS, logits[:, :0]), logits, logits)
+
+    runs = []
+    for _ in range(3):
+        ours = fake_predictions(0.8)
+        systems = {"VAT": ours, HEADS_AVERAGED: average_heads(ours), "logistic regression": fake_predictions(0.6)}
+        runs.append(PredictedClasses(**json.loads(json.dumps(predicted_classes(systems, task)))))
+    np.testing.assert_allclose(
+        average_heads(ours).probabilities(), np.mean([ours.probabilities(h) for h in HEADS], 0), 1e-6
+    )
+    scores = system_scores(runs, ["logistic regression, fused"])
+    by_hand = [weighted_f1(np.arange(60) % 3, np.eye(3)[r.predicted["VAT, fused"]]) for r in runs]
+    assert abs(scores["VAT, fused"]["f1"][0] - np.mean(by_hand)) < 1e-6
+    assert scores["VAT, fused"]["against logistic regression, fused"][0] > 0
+    assert "against logistic regression, fused" not in scores["logistic regression, fused"]
+    assert gain_text([-0.0412, -0.1, 0.02], 3) == "-0.041 (-0.100 to +0.020)"
+    assert gain_text([0.04, np.nan, np.nan]) == ""  # of one run, which has no interval

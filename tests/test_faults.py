@@ -437,7 +437,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
-        assert all(store_module.load_clip(store / "clips" / n).jpegs for n in left)
+        assert all(store_module.decode_clip((store / "clips" / n).read_bytes(), n).jpegs for n in left)
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()

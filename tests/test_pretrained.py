@@ -171,15 +171,16 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     "With video_grid a recipe reads places: another cache, four tokens a moment, and attention over them."
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import new_model
-    from vat_nb.encoders.inputs import build_loader, layouts, prepare_features
-    from vat_nb.look.attention_maps import averaged, to_heatmap, compute_attention, raw
+    from vat_nb.encoders.inputs import build_loader, feature_records, prepare_features
+    from vat_nb.look.attention_maps import average_maps, to_heatmap, compute_attention, raw
 
     recipe = recipe_of(names, store, video_grid=2)
     whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
     assert whole["audio"] == places["audio"] and whole["video"] != places["video"]
-    assert layouts(store, recipe)["video"].grid == 2
+    assert feature_records(store.path, recipe)["video"].layout.grid == 2
     one = next(iter(build_loader(store, store.usable()[:1], recipe)))
-    heat = to_heatmap(record := compute_attention(new_model(recipe, store, store.usable()), one), averaged(raw(record)))
+    record = compute_attention(new_model(recipe, store, store.usable()), one)
+    heat = to_heatmap(record, average_maps(raw(record)))
     assert heat.places.shape[1:] == (2, 2) and np.isclose(float(heat.places.sum()) + heat.cls, 1, atol=1e-4)
     for wrong, says in ((0, "1 to 16, not 0"), (2, "set video_grid to 1")):
         with pytest.raises(ParameterError, match=says):
@@ -210,14 +211,14 @@ def test_wrong_partners_are_drawn_uniformly_first(store, monkeypatch):
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.look.attention_maps import averaged, to_heatmap, compute_attention, raw
+    from vat_nb.look.attention_maps import average_maps, to_heatmap, compute_attention, raw
     from vat_nb.look.attention_figure import plot_attention
 
     one = batch_of(store).select(torch.tensor([0]))
     for video, audio, grid, moments in (("vit", "large", 2, 1), ("mae", "base", 2, 2)):
         model = vat(video_encoder(names[video], grid=grid), audio_encoder(names[audio]))
         record = compute_attention(model, one)
-        heat, frames = to_heatmap(record, averaged(raw(record))), int(one.video_mask.sum())
+        heat, frames = to_heatmap(record, average_maps(raw(record))), int(one.video_mask.sum())
         assert heat.places.shape == (-(-frames // moments), grid, grid) and heat.time.shape == (
             int(one.audio_mask.sum() - 80) // 320,
             len(heat.places),
@@ -226,7 +227,7 @@ def test_attention_can_be_drawn(names, store):
 
 
 def recipe_of(names, store, **more):
-    from vat_nb.training.config import read_recipe
+    from vat_nb.training.settings_file import read_recipe
 
     values = dict(
         video_encoder=names["vit"],
@@ -568,7 +569,7 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
     recipe = recipe_of(names, store, stage="pretrain", valid_fraction=0.34)
     split = split_clips(bare, recipe)
     assert (
-        [c.id for c in split.held] == sorted(c.id for c in clips)[-2:]
+        [c.id for c in split.held_out] == sorted(c.id for c in clips)[-2:]
         and len(split.unlabelled) == 4
         and not split.test_splits
     )
@@ -576,12 +577,12 @@ def test_pretraining_needs_no_label(names, store, tmp_path):
     with pytest.raises(ParameterError, match="0 of 6 clips have both video and audio: there is nothing to train on"):
         pretrain(None, silent, clips, recipe, None)
     named = store._replace(clips=[replace(c, split="test" if i == 1 else "train") for i, c in enumerate(clips)])
-    assert [c.id for c in split_clips(named, recipe).held] == [clips[1].id]
+    assert [c.id for c in split_clips(named, recipe).held_out] == [clips[1].id]
 
 
 def test_named_pairs_say_what_they_need():
     "Without a network and without the files: one sentence, with the way out. Every pair says its size and licence."
-    from vat_nb.training.config import encoder_pairs, read_recipe
+    from vat_nb.training.settings_file import encoder_pairs, read_recipe
 
     pairs = encoder_pairs(PROJECT / "settings.ini")
     assert {"small", "chinese", "multilingual"} <= set(pairs)

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from urllib.parse import unquote
 
+import nbformat
 from conftest import PROJECT
 
 BIN = PROJECT / ".venv" / "bin" if (PROJECT / ".venv").is_dir() else shutil.os.path.dirname(sys.executable)
@@ -194,8 +196,6 @@ def test_the_model_needs_no_decoder():
 
 def test_stored_outputs_are_of_this_code():
     "What a notebook shows was shown by the code that stands beside it."
-    import nbformat
-
     sys.path.insert(0, str(PROJECT / "docs"))
     from store_outputs import digest
 
@@ -214,3 +214,15 @@ def test_an_exported_cell_fits_on_a_screen():
         if source.startswith("#| export") and source.count("\n") > 30:
             parts = [n for n in ast.parse(source).body if not isinstance(n, ast.Assign)]
             assert [type(n) for n in parts] == [ast.ClassDef], f"{name}: cut the cell of {source.splitlines()[1][:80]}"
+
+
+def test_links_of_notebooks_lead_to_files():
+    "In Jupyter, where the site's own test does not look: relative to the notebook's folder."
+    wrong = []
+    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
+        text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+        for link in re.findall(r"\]\(([^)\s]+)\)", text):
+            place = unquote(link.partition("#")[0])
+            if place and ":" not in place and not (path.parent / place).exists():
+                wrong.append(f"{path.name}: {link}")
+    assert not wrong, wrong

@@ -191,7 +191,7 @@ FORGED = dict(
 def test_forged_files_are_no_checkpoints(tmp_path, kind):
     from vat_nb.training.checkpoint import load_tensors
     from vat_nb.runs.recognizer import Recognizer
-    from vat_nb.data.store import load_clip
+    from vat_nb.data.store import decode_clip
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(FORGED[kind])
@@ -200,7 +200,7 @@ def test_forged_files_are_no_checkpoints(tmp_path, kind):
     with pytest.raises(ValueError, match="model.safetensors is no checkpoint of vat_nb"):
         Recognizer.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model.safetensors is no stored clip"):
-        load_clip(path)
+        decode_clip(path.read_bytes(), path)
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch", "old torch"])
@@ -352,7 +352,7 @@ def test_weights_that_are_not_finite_or_of_another_shape(saved, model):
 @pytest.fixture
 def run(store, model, tmp_path):
     "A run's folder as training leaves it, with two clips and a first snapshot."
-    from vat_nb.training.config import read_recipe
+    from vat_nb.training.settings_file import read_recipe
     from vat_nb.data.store import open_store
     from vat_nb.runs.snapshots import keep_run
 

@@ -6,118 +6,21 @@
 __all__ = []
 
 # %% ../nbs/7_look/07_all.ipynb #31284fed
-import sys
+import importlib, pkgutil, sys
 from dataclasses import asdict, replace
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from IPython.display import display
-
-# %% ../nbs/7_look/07_all.ipynb #7dd2b382
-from .types import *
-from .plotting import *
-from .linear import *
-from .attention import *
-from .augmentation import *
-from .video_encoder import *
-from .audio_encoder import *
-from .model import *
-from .sizes import *
-from .contrastive import *
-from .matching import *
-from .momentum import *
-from .masked_audio import *
-from .supervision import *
-from .pseudo_labels import *
-from .distributed import *
-from .pretraining import *
-from .finetuning import *
-from .train_loop import *
-
-# %% ../nbs/7_look/07_all.ipynb #252b7545
-from .data.io import *
-from .data.audio import *
-from .data.packets import *
-from .data.cropping import *
-from .data.decoding import *
-from .data.faces import *
-from .data.tables import *
-from .data.media_files import *
-from .data.validation import *
-from .data.manifest import *
-from .data.datasets import *
-from .data.label_record import *
-from .data.corruption import *
-from .data.demo_people import *
-from .data.demo_voices import *
-from .data.demo_faces import *
-from .data.demo_clips import *
-from .data.demo_data import *
-from .data.store import *
-from .data.preprocessing import *
-from .data.dataloader import *
-from .data.speaker_norm import *
-from .data.shards import *
-
-# %% ../nbs/7_look/07_all.ipynb #b2ecf755
-from .training.config import *
-from .training.checkpoint import *
-from .training.live_curves import *
-from .training.fit import *
-
-# %% ../nbs/7_look/07_all.ipynb #284b0a45
-from .encoders.weights import *
-from .encoders.feature_layout import *
-from .encoders.onnx_graphs import *
-from .encoders.video_backbones import *
-from .encoders.audio_backbones import *
-from .encoders.feature_encoder import *
-from .encoders.tuning import *
-from .encoders.feature_cache import *
-from .encoders.folder_features import *
-from .encoders.feature_extraction import *
-from .encoders.feature_loading import *
-from .encoders.inputs import *
-
-# %% ../nbs/7_look/07_all.ipynb #5b2c3c84
-from .evaluation.metrics import *
-from .evaluation.masked_report import *
-from .evaluation.predictions import *
-from .evaluation.ensemble import *
-from .evaluation.svm_baseline import *
-from .evaluation.linear_probe import *
-
-# %% ../nbs/7_look/07_all.ipynb #7183cda3
-from .runs.splits import *
-from .runs.pipeline import *
-from .runs.comparison import *
-from .runs.recognizer import *
-from .runs.retrieval import *
-from .runs.snapshots import *
-from .runs.launch import *
-from .runs.result_tables import *
-from .runs.page import *
-
-# %% ../nbs/7_look/07_all.ipynb #be877e61
-from .look.controls import *
-from .look.alignment_figures import *
-from .look.figures import *
-from .look.attention_maps import *
-from .look.attention_figure import *
-from .look.attention_panel import *
-from .look.sliding_windows import *
-from .look.predict_panel import *
-from .look.embedding_space import *
-from .look.alignment_panel import *
-from .look.av_consistency import *
-from .look.audit_panel import *
+import vat_nb
 
 # %% ../nbs/7_look/07_all.ipynb #53004bed
 _exporter: dict[str, str] = {}
-for _name, _module in list(sys.modules.items()):
-    if not _name.startswith("vat_nb.") or _name == "vat_nb.all": continue
-    for _export in getattr(_module, "__all__", ()):
+for _info in pkgutil.walk_packages(vat_nb.__path__, "vat_nb."):
+    if _info.ispkg or _info.name in ("vat_nb.all", "vat_nb._modidx"): continue
+    _module = importlib.import_module(_info.name)
+    for _export in _module.__all__:
         if _export in _exporter:
-            raise ImportError(f"{_exporter[_export]} and {_name} both export {_export}: rename one")
-        _exporter[_export] = _name
+            raise ImportError(f"{_exporter[_export]} and {_info.name} both export {_export}: rename one")
+        _exporter[_export], globals()[_export] = _info.name, getattr(_module, _export)
 
 __all__ = [name for name in globals() if not name.startswith("_")]  # all of them

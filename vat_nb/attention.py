@@ -68,15 +68,13 @@ class Block(nn.Module):
         dim: int,  # width of the tokens
         heads: int,  # attention heads
         context: int | None = None,  # width of the tokens of the other modality; None has no cross-attention
-        mlp_ratio: int = 4,  # width of the feed-forward layer, in widths of the tokens
         dropout: float = 0.0,  # on each residual branch
     ):
         super().__init__()
-        hidden = mlp_ratio * dim
         self.norm1, self.self_attn = nn.LayerNorm(dim), Attention(dim, heads)
         if context is not None: self.norm_cross, self.cross_attn = nn.LayerNorm(dim), Attention(dim, heads, context)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(Linear(dim, hidden), nn.GELU(), Linear(hidden, dim))
+        self.mlp = nn.Sequential(Linear(dim, 4 * dim), nn.GELU(), Linear(4 * dim, dim))
         self.drop = nn.Dropout(dropout)
 
     def forward(
@@ -131,11 +129,9 @@ def configure_blocks(
 def sine_positions(
     positions: Tensor,  # [N] such as seconds
     dim: int,  # width, even
-    max_period: float = 100.0,  # longest wavelength, in the unit of the positions
-    min_period: float = 0.1,  # shortest wavelength
 ) -> Tensor:  # [N, dim]
-    "Compute sine and cosine of wavelengths in a geometric row (Vaswani et al. 2017, section 3.5)."
-    periods = torch.logspace(math.log10(min_period), math.log10(max_period), dim // 2, device=positions.device)
+    "Compute sine and cosine of wavelengths in a geometric row, 0.1 to 100 (Vaswani et al. 2017, section 3.5)."
+    periods = torch.logspace(-1, 2, dim // 2, device=positions.device)
     angle = 2 * math.pi * positions[:, None].float() / periods
     return torch.cat([angle.sin(), angle.cos()], -1)
 

@@ -55,14 +55,10 @@ class LogMel(nn.Module):
 # %% ../nbs/1_method/06_audio_encoder.ipynb #92c725a1
 class MaskedConvStem(nn.Module):
     "Convolutions over a spectrogram, each halving bands and columns; the norm of each leaves padding out."
+    groups = 4  # of channels that are normalised together
 
-    def __init__(
-        self,
-        channels: Sequence[int],  # of each convolution
-        groups: int = 4,  # groups of channels that are normalised together
-    ):
+    def __init__(self, channels: Sequence[int]):  # channels: of each convolution
         super().__init__()
-        self.groups = groups
         inputs = (1, *channels)
         self.convs = nn.ModuleList(nn.Conv2d(i, c, 3, stride=2, padding=1) for i, c in zip(inputs, channels))
         self.weight = nn.ParameterList(nn.Parameter(torch.ones(c)) for c in channels)
@@ -142,8 +138,7 @@ class AudioEncoder(nn.Module):
 
     def forward(
         self,
-        audio: Tensor,  # [B, S] int16, or float in -1..1
-        audio_mask: Tensor,  # [B, S] bool
+        audio: Tensor, audio_mask: Tensor,  # as of `LogMel.forward`: samples, or their spectrogram
         mask_positions: Tensor | None = None,  # [B, N] bool, True where a patch is replaced by the mask token
         full: bool = False,  # every sample is known to be real
     ) -> Tokens:  # [CLS], then moments x bands

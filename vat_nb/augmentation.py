@@ -66,11 +66,10 @@ def coloured_noise(
 # %% ../nbs/1_method/04_augmentation.ipynb #d5ea8626
 def batch_babble(
     audio: Tensor,  # [B, S] float, zero where not real
-    max_clips: int = 3,  # other clips that are mixed
 ) -> Tensor:  # [B, S] of any loudness
-    "Mix the next clips of the batch at equal loudness, as babble."
+    "Mix the next three clips of the batch, or as many as there are, at equal loudness, as babble."
     voices = audio / audio.square().mean(1, keepdim=True).sqrt().clamp(min=1e-6)
-    return sum((voices.roll(k, 0) for k in range(1, min(max_clips + 1, len(audio)))), torch.zeros_like(audio))
+    return sum((voices.roll(k, 0) for k in range(1, min(4, len(audio)))), torch.zeros_like(audio))
 
 # %% ../nbs/1_method/04_augmentation.ipynb #0b6ae0e3
 def add_noise_at_snr(
@@ -103,13 +102,12 @@ def change_speed(
 def impulse_response(
     rt60_s: Tensor,  # [B] s until the echoes have fallen by 60 dB
     samples: int = 9600,  # R, its length, more than one
-    direct_to_reverb_db: float = 3.0,  # direct sound over all echoes together
 ) -> Tensor:  # [B, R], each of energy 1, on the device of `rt60_s`
-    "Draw the impulse response of a synthetic room."
+    "Draw the impulse response of a synthetic room; its direct sound is 3 dB louder than all echoes together."
     t = torch.arange(samples, device=rt60_s.device) / SAMPLE_RATE
     echoes = torch.randn(len(rt60_s), samples, device=rt60_s.device) * 10 ** (-3 * t / rt60_s[:, None].clamp(min=1e-3))
     echoes[:, 0] = 0
-    room = echoes / echoes.norm(dim=1, keepdim=True) * 10 ** (-direct_to_reverb_db / 20)
+    room = echoes / echoes.norm(dim=1, keepdim=True) * 10 ** (-3 / 20)
     room[:, 0] = 1
     return room / room.norm(dim=1, keepdim=True)
 

@@ -80,10 +80,9 @@ def plot_masked(
     batch: Batch,  # of one clip
     rate: float = 0.15,  # share of masked patches
     title: str = "",
-    axs: Sequence[Axes] | None = None,  # three, one above the other
-) -> Sequence[Axes]:
+) -> Sequence[Axes]:  # three, one above the other
     "Draw a spectrogram, the same with masked patches, and with the model's prediction of them."
-    if axs is None: axs = plt.subplots(3, 1, figsize=(8, 4.6), layout="constrained", sharex=True)[1]
+    axs = plt.subplots(3, 1, figsize=(8, 4.6), layout="constrained", sharex=True)[1]
     with torch.no_grad():
         output = predict_masked_audio(model, None, batch, (model.encode(batch).video, None), rate)
     patches, masked = output.patches, output.masked[..., None]

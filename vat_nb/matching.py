@@ -25,13 +25,12 @@ def matching_pairs(
     v2a: Tensor,  # [B, B] video-to-audio logits
     a2v: Tensor,  # [B, B] audio-to-video logits
     ids: Tensor,  # [B] clip ids
-    generator: torch.Generator | None = None,  # for draws that repeat
     uniform: bool = False,  # draw wrong partners uniformly, whatever the logits are
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:  # [3 B] rows of video, [3 B] of audio; [3 B] 1 right, 0 wrong, -100 none
     "Pair each clip with itself and with wrong partners; a clip without a wrong partner has its wrong pairs ignored."
     rows, right = torch.arange(len(ids), device=ids.device), torch.ones_like(ids)
     if uniform: v2a, a2v = torch.zeros_like(v2a), torch.zeros_like(a2v)
-    wrong_audio, wrong_video = hard_negatives(v2a, ids, generator), hard_negatives(a2v, ids, generator)
+    wrong_audio, wrong_video = hard_negatives(v2a, ids), hard_negatives(a2v, ids)
     wrong = torch.where((ids[:, None] == ids).all(1), -100, 0)
     pairs = torch.cat([rows, rows, wrong_video]), torch.cat([rows, wrong_audio, rows])
     return pairs, torch.cat([right, wrong, wrong])

@@ -110,13 +110,12 @@ class EncoderOutput(NamedTuple):
     audio: Tokens
     video_embed: Tensor  # [B, P] unit vectors of the video [CLS]
     audio_embed: Tensor  # [B, P] unit vectors of the audio [CLS]
-    statistics: dict[str, Tensor] = {}  # head -> [B, W] input of its linear probe; empty where the model has none
+    statistics: dict[str, Tensor] | None = None  # head -> [B, W] input of its linear probe, where the model has one
 
 
 class VATOutput(NamedTuple):
     "Tokens and predictions of a batch."
     encoded: EncoderOutput
-    fused_tokens: Tokens  # one [CLS] token per clip
     video: HeadOutput
     audio: HeadOutput
     fused: HeadOutput
@@ -216,7 +215,7 @@ class VAT(nn.Module):
         drop: float = 0.0,  # share of the video's patches left out, see `drop_tokens`; a pretrained encoder drops none
     ) -> EncoderOutput:
         "Compute tokens and contrast vectors of both streams."
-        video_input, audio_input, statistics = (batch.video, batch.video_mask), (batch.audio, batch.audio_mask), {}
+        video_input, audio_input, statistics = (batch.video, batch.video_mask), (batch.audio, batch.audio_mask), None
         if self.probes:
             video_input = self.video.compute_features(*video_input)
             audio_input = self.audio.compute_features(*audio_input)
@@ -270,10 +269,10 @@ class VAT(nn.Module):
 
     def forward(self, batch: Batch) -> VATOutput:
         encoded = self.encode(batch)
-        fused = self.fusion(encoded.video, encoded.audio)
+        fused = self.fusion(encoded.video, encoded.audio).cls
         video, audio = encoded.video.cls, encoded.audio.cls
-        inputs = dict(video=video, audio=audio, fused=self.join(fused.cls, video, audio))
-        output = VATOutput(encoded, fused, **{head: self.score(head, x, encoded) for head, x in inputs.items()})
+        inputs = dict(video=video, audio=audio, fused=self.join(fused, video, audio))
+        output = VATOutput(encoded, **{head: self.score(head, x, encoded) for head, x in inputs.items()})
         if self.training or not self.unimodal_fallback: return output
         return fall_back(output, batch.video_mask, batch.audio_mask)
 

@@ -12,12 +12,12 @@ import io, math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
-import matplotlib.pyplot as plt, numpy as np, seaborn as sns
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
-from .types import EpochLog
+from .types import SAMPLE_RATE, EpochLog
 
 # %% ../nbs/1_method/02_plotting.ipynb #e2979e9f
 MATRIX, SPECTRUM = "cividis", "magma"  # colour maps of matrices and spectrograms
@@ -101,8 +101,7 @@ def plot_frames(
 
 # %% ../nbs/1_method/02_plotting.ipynb #99cfee7d
 def plot_wave(
-    wave,  # [S] int16 or float
-    sample_rate: int = 16000,  # Hz
+    wave,  # [S] int16 or float, 16 kHz
     title: str = "",
     ax: Axes | None = None,  # None makes a new figure
 ) -> Axes:
@@ -113,8 +112,8 @@ def plot_wave(
     if len(wave):
         edges = np.linspace(0, len(wave), min(800, len(wave)), endpoint=False).astype(int)
         low, high = np.minimum.reduceat(wave, edges), np.maximum.reduceat(wave, edges)
-        ax.fill_between(edges / sample_rate, low, high, linewidth=0.4, color="C0")
-    ax.set(xlim=(0, max(len(wave), 1) / sample_rate), xlabel="time (s)", ylabel="amplitude", title=title)
+        ax.fill_between(edges / SAMPLE_RATE, low, high, linewidth=0.4, color="C0")
+    ax.set(xlim=(0, max(len(wave), 1) / SAMPLE_RATE), xlabel="time (s)", ylabel="amplitude", title=title)
     return ax
 
 # %% ../nbs/1_method/02_plotting.ipynb #8494a0b4
@@ -181,25 +180,20 @@ CURVE_PANELS = {
 }
 
 # %% ../nbs/1_method/02_plotting.ipynb #7a664675
-def _series(rows: Sequence[dict[str, float]]) -> dict[str, list[float]]:  # name -> one value per row, or NaN
-    "Turn rows of numbers into one list per name."
-    return {k: [row.get(k, math.nan) for row in rows] for k in dict.fromkeys(k for row in rows for k in row)}
-
-
 def group_history(
     history: Sequence[EpochLog],
 ) -> dict[str, dict[str, list[float]]]:  # CURVE_PANELS and SCALAR_PANELS that have data -> name -> one value per epoch
     "Sort the records of a run into curves."
     teacher_scores = [{f"teacher {k}": v for k, v in log.teacher_scores.items()} for log in history]
     panels = {
-        "losses": _series([{k: v for k, v in log.losses.items() if k != "loss"} for log in history]),
-        "scores": _series([log.valid_scores | scores for log, scores in zip(history, teacher_scores)]),
-        "held-out losses": _series([log.valid_losses for log in history]),
+        "losses": [{k: v for k, v in log.losses.items() if k != "loss"} for log in history],
+        "scores": [log.valid_scores | scores for log, scores in zip(history, teacher_scores)],
+        "held-out losses": [log.valid_losses for log in history],
     }
     for name in SCALAR_PANELS:
         values = [getattr(log, name) for log in history]
-        if any(v is not None for v in values): panels[name] = {name: [math.nan if v is None else v for v in values]}
-    return {panel: curves for panel, curves in panels.items() if curves}
+        if any(v is not None for v in values): panels[name] = [{name: v} for v in values]
+    return {k: pd.DataFrame(rows).to_dict("list") for k, rows in panels.items() if any(rows)}
 
 # %% ../nbs/1_method/02_plotting.ipynb #dc98b894
 def plot_progress(

@@ -78,7 +78,7 @@ class Pretrain(nn.Module):
         return batch if batch.has_both.all() else batch.select(batch.has_both)
 
     @torch.no_grad()
-    def teacher_forward(self, batch: Batch, alpha: float) -> TeacherView:
+    def teacher_forward(self, batch: Batch, alpha: float) -> TeacherView:  # alpha: not used; its keys are always needed
         "Augment a batch and encode it with the teacher."
         batch = self.augment(batch)
         if len(batch.index):

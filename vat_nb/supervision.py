@@ -127,27 +127,21 @@ class UncertaintyWeighting(FixedWeighting):
 def gradient_blending_weights(
     train: np.ndarray,  # [2, K] training losses of K heads, before and after
     valid: np.ndarray,  # [2, K] validation losses
-    min_overfit: float = 0.05,  # floor of the overfitting
-    min_share: float = 0.1,  # floor of a weight before the last scaling, as a share of an even one
 ) -> np.ndarray | None:  # [K], sums to 1; None where no head got better
     "Compute weights by the ratio of generalisation to overfitting squared (Wang et al. 2020, equation 5)."
     gain, overfit = valid[0] - valid[1], (valid[1] - train[1]) - (valid[0] - train[0])
-    w = np.maximum(gain, 0) / np.maximum(np.abs(overfit), min_overfit) ** 2
+    w = np.maximum(gain, 0) / np.maximum(np.abs(overfit), 0.05) ** 2
     if not np.isfinite(w).all() or not w.sum(): return None
-    w = np.maximum(w / w.sum(), min_share / len(w))
+    w = np.maximum(w / w.sum(), 0.1 / len(w))  # a tenth of an even share
     return w / w.sum()
 
 # %% ../nbs/1_method/13_supervision.ipynb #40d25574
 class GradientBlending(FixedWeighting):
     "Losses weighted by what generalised in the last epochs of the common run (after Wang et al. 2020, algorithm 1)."
+    every = 5  # epochs from one measurement to the next
 
-    def __init__(
-        self,
-        weights: HeadWeights = HeadWeights(),  # to begin with
-        every: int = 5,  # epochs from one measurement to the next
-    ):
+    def __init__(self, weights: HeadWeights = HeadWeights()):  # weights: to begin with
         super().__init__(weights)
-        self.every = every
         self.register_buffer("head_weights", torch.tensor([weights.by_head[h] for h in weights.heads]))
 
     def weights(self, names: Sequence[str]) -> dict[str, Tensor | float]:

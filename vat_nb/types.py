@@ -59,8 +59,8 @@ class Batch(NamedTuple):
     "Clips side by side, padded to the longest."
     video: Tensor  # [B, T, C, H, W] uint8, or float in 0..1
     video_mask: Tensor  # [B, T] bool, True where a frame is real
-    audio: Tensor  # [B, S] int16 waveform at 16 kHz, or float in -1..1
-    audio_mask: Tensor  # [B, S] bool, True where a sample is real
+    audio: Tensor  # [B, S] int16 waveform at 16 kHz, or float in -1..1; or [B, F, T], its spectrogram
+    audio_mask: Tensor  # [B, S] bool, True where a sample is real; or [B, T]
     labels: Tensor  # [B] class index, -100 where unlabelled
     targets: Tensor  # [B, K] continuous targets, NaN where unlabelled
     index: Tensor  # [B] row of each clip in its list of clips; equal rows are the same clip
@@ -128,9 +128,8 @@ class EpochLog:
     def flat(self) -> dict[str, float]:
         "Return the record as one row of numbers."
         row = dict(epoch=self.epoch) | self.losses
-        row |= {f"weight {k}": v for k, v in self.head_weights.items()}
-        row |= {f"valid {k}": v for k, v in self.valid_scores.items()}
-        row |= {f"valid loss {k}": v for k, v in self.valid_losses.items()}
-        row |= {f"teacher {k}": v for k, v in self.teacher_scores.items()}
+        names = ("weight", "valid", "valid loss", "teacher")
+        groups = (self.head_weights, self.valid_scores, self.valid_losses, self.teacher_scores)
+        for name, group in zip(names, groups): row |= {f"{name} {k}": v for k, v in group.items()}
         numbers = ("lr", "alpha", "skipped", "grad_norm", "clips_per_s", "seconds", "gpu_mib")
         return row | {k: getattr(self, k) for k in numbers if getattr(self, k) is not None}

@@ -69,21 +69,19 @@ def join_chunks(
     return runs
 
 # %% ../../nbs/2_data/02_audio.ipynb #2cf57edd
-_SAMPLE_TYPES = dict(
-    u8=("u1", 128, 128), s16=("i2", 0, 1 << 15), s32=("i4", 0, 1 << 31), flt=("f4", 0, 1), dbl=("f8", 0, 1),
-)  # format -> type, silence, full scale
+# type of the samples -> silence, full scale
+_SCALES = dict(uint8=(128, 128), int16=(0, 1 << 15), int32=(0, 1 << 31), float32=(0, 1), float64=(0, 1))
 
 
-def _frame_samples(frame: av.AudioFrame, sample_type: str) -> np.ndarray:  # [C, S] of the codec's type
+def _frame_samples(frame: av.AudioFrame) -> np.ndarray:  # [C, S] of the codec's type
     "Gather the samples of one frame."
-    dtype, n, channels = _SAMPLE_TYPES[sample_type][0], frame.samples, frame.layout.nb_channels
-    if frame.format.is_planar: return np.stack([np.frombuffer(p, dtype, n) for p in frame.planes])
-    return np.frombuffer(frame.planes[0], dtype, n * channels).reshape(n, channels).T
+    x = frame.to_ndarray()
+    return x if frame.format.is_planar else x.reshape(frame.samples, -1).T
 
 
-def _mix_samples(x: np.ndarray, names: tuple[str, ...], sample_type: str) -> tuple[np.ndarray, bool]:
+def _mix_samples(x: np.ndarray, names: tuple[str, ...]) -> tuple[np.ndarray, bool]:
     "Mix samples [C, S] of a codec's type to float lines [L, S]; the second value says whether channels cancel."
-    _, silence, full = _SAMPLE_TYPES[sample_type]
+    silence, full = _SCALES[x.dtype.name]
     lines = mix_channels(x, names)
     if silence or full != 1: lines = (lines - np.float32(silence)) / np.float32(full)
     if len(x) == 2:
@@ -111,7 +109,7 @@ class AudioTrack:
             if self._format is None: self.rate = frame.sample_rate
             self._format, self._names = form, channel_names(frame.layout)
         start = self.end if start is None else start
-        self._chunks.append((start, _frame_samples(frame, form[0])))
+        self._chunks.append((start, _frame_samples(frame)))
         self.end, self._num_samples = start + frame.samples / frame.sample_rate, self._num_samples + frame.samples
         if self._num_samples > 10 * frame.sample_rate: self._mix()
 
@@ -122,7 +120,7 @@ def _mix(self: AudioTrack) -> None:
     if self._format is None: return
     rate = self._format[2]
     for start, pieces in join_chunks(self._chunks, rate):
-        lines, cancels = _mix_samples(np.concatenate(pieces, 1), self._names, self._format[0])
+        lines, cancels = _mix_samples(np.concatenate(pieces, 1), self._names)
         self.cancels |= cancels
         if rate != self.rate: lines = np.stack([soxr.resample(line, rate, self.rate) for line in lines])
         self._lines.append((start, lines))

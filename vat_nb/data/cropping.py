@@ -41,65 +41,7 @@ def orientation_of(
     if abs(a) + abs(d) >= abs(b) + abs(c): return Orientation(False, a < 0, d < 0)
     return Orientation(True, c < 0, b < 0)
 
-# %% ../../nbs/2_data/02c_cropping.ipynb #32d46f7d
-def _centre_jpeg(
-    frame: av.VideoFrame,
-    size: int,  # side in px
-    quality: int,  # 1..100
-    aspect: float,  # of a pixel
-    scaler: VideoReformatter,
-    orientation: Orientation,
-) -> bytes:
-    "Encode the middle of a frame."
-    width, height = frame.width * aspect, frame.height
-    scale = size / min(width, height)
-    width, height = (max(size, 2 * round(side * scale / 2)) for side in (width, height))
-    small = scaler.reformat(
-        frame, width, height, "yuvj420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG,
-        interpolation="AREA", threads=1,
-    )
-    planes = []
-    for plane, side in zip(small.planes, (size, size // 2, size // 2)):
-        y, x = (plane.height - side) // 2, (plane.width - side) // 2
-        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[y:y + side, x:x + side]
-        planes.append(np.ascontiguousarray(orientation.apply(pixels)))
-    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
-
-# %% ../../nbs/2_data/02c_cropping.ipynb #40155ae4
-def _stretch_table(zero: int, gain: float, to: int) -> np.ndarray:  # [256] uint8
-    "Tabulate a plane's numbers of JPEG range by those of TV range."
-    return np.clip((np.arange(256) - zero) * gain + to, 0, 255).round().astype(np.uint8)
-
-
-_LUMA, _CHROMA = _stretch_table(16, 255 / 219, 0), _stretch_table(128, 255 / 224, 128)
-_STRETCH = (_LUMA, _CHROMA, _CHROMA)  # Y, U, V
-
-# %% ../../nbs/2_data/02c_cropping.ipynb #b0d0a02e
-def _box_jpeg(
-    frame: av.VideoFrame,
-    box: tuple[int, int, int],  # x, y, side in px of the upright frame
-    size: int,  # side in px
-    quality: int,  # 1..100
-    aspect: float,  # of a pixel
-    scaler: VideoReformatter,
-    orientation: Orientation,
-) -> bytes:
-    "Encode a square of a frame."
-    x, y, side = (v // 2 * 2 for v in box)
-    is_full_range = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
-    if frame.format.name not in ("yuv420p", "yuvj420p") or aspect != 1:
-        width, is_full_range = round(frame.width * aspect / 2) * 2, True
-        frame = scaler.reformat(frame, width, frame.height, "yuvj420p", dst_color_range=ColorRange.JPEG, threads=1)
-    interpolation = cv2.INTER_AREA if side > size else cv2.INTER_LINEAR
-    planes = []
-    for plane, k, target, table in zip(frame.planes, (1, 2, 2), (size, size // 2, size // 2), _STRETCH):
-        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:plane.height, :plane.width]
-        cut = orientation.apply(pixels)[y // k:(y + side) // k, x // k:(x + side) // k]
-        small = cv2.resize(np.ascontiguousarray(cut), (target, target), interpolation=interpolation)
-        planes.append(small if is_full_range else cv2.LUT(small, table))
-    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
-
-# %% ../../nbs/2_data/02c_cropping.ipynb #96b50970
+# %% ../../nbs/2_data/02c_cropping.ipynb #e0e90474
 @dataclass
 class FrameEncoder:
     "How the frames of one file become JPEGs."
@@ -121,8 +63,53 @@ class FrameEncoder:
         box: tuple[int, int, int] | None,  # x, y, side in px of the upright frame; None takes the middle
     ) -> bytes:
         "Encode a square of one frame."
-        options = (self.size, self.quality, self.aspect, self.scaler, orientation)
-        return _box_jpeg(frame, box, *options) if box else _centre_jpeg(frame, *options)
+        return self._box_jpeg(frame, orientation, box) if box else self._middle_jpeg(frame, orientation)
+
+# %% ../../nbs/2_data/02c_cropping.ipynb #32d46f7d
+@patch
+def _middle_jpeg(self: FrameEncoder, frame: av.VideoFrame, orientation: Orientation) -> bytes:
+    "Encode the middle of a frame."
+    width, height = frame.width * self.aspect, frame.height
+    scale = self.size / min(width, height)
+    width, height = (max(self.size, 2 * round(side * scale / 2)) for side in (width, height))
+    small = self.scaler.reformat(
+        frame, width, height, "yuvj420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG,
+        interpolation="AREA", threads=1,
+    )
+    planes = []
+    for plane, side in zip(small.planes, (self.size, self.size // 2, self.size // 2)):
+        y, x = (plane.height - side) // 2, (plane.width - side) // 2
+        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[y:y + side, x:x + side]
+        planes.append(np.ascontiguousarray(orientation.apply(pixels)))
+    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.quality)
+
+# %% ../../nbs/2_data/02c_cropping.ipynb #40155ae4
+def _stretch_table(zero: int, gain: float, to: int) -> np.ndarray:  # [256] uint8
+    "Tabulate a plane's numbers of JPEG range by those of TV range."
+    return np.clip((np.arange(256) - zero) * gain + to, 0, 255).round().astype(np.uint8)
+
+
+_LUMA, _CHROMA = _stretch_table(16, 255 / 219, 0), _stretch_table(128, 255 / 224, 128)
+_STRETCH = (_LUMA, _CHROMA, _CHROMA)  # Y, U, V
+
+# %% ../../nbs/2_data/02c_cropping.ipynb #b0d0a02e
+@patch
+def _box_jpeg(self: FrameEncoder, frame: av.VideoFrame, orientation: Orientation, box: tuple[int, int, int]) -> bytes:
+    "Encode a square of a frame."
+    x, y, side = (v // 2 * 2 for v in box)
+    is_full_range = frame.format.name == "yuvj420p" or frame.color_range == ColorRange.JPEG
+    if frame.format.name not in ("yuv420p", "yuvj420p") or self.aspect != 1:
+        width, is_full_range = round(frame.width * self.aspect / 2) * 2, True
+        options = dict(dst_color_range=ColorRange.JPEG, threads=1)
+        frame = self.scaler.reformat(frame, width, frame.height, "yuvj420p", **options)
+    interpolation = cv2.INTER_AREA if side > self.size else cv2.INTER_LINEAR
+    planes = []
+    for plane, k, table in zip(frame.planes, (1, 2, 2), _STRETCH):
+        pixels = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[:plane.height, :plane.width]
+        cut = orientation.apply(pixels)[y // k:(y + side) // k, x // k:(x + side) // k]
+        small = cv2.resize(np.ascontiguousarray(cut), (self.size // k, self.size // k), interpolation=interpolation)
+        planes.append(small if is_full_range else cv2.LUT(small, table))
+    return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.quality)
 
 # %% ../../nbs/2_data/02c_cropping.ipynb #ec2e880b
 NUM_PROBE_FRAMES, PROBE_SIZE = 5, 240  # frames that a locator sees, their shorter side in px

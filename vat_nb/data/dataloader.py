@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MediaTransform', 'window_starts', 'WindowSampler', 'Sample', 'cut_window', 'assign_shards', 'ClipDataset', 'collate',
-           'allocate_pixels', 'detach_from_group', 'make_loader', 'train_valid_split']
+           'allocate_pixels', 'detach_from_group', 'load_windows', 'make_loader', 'train_valid_split']
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #b91b6f89
 from collections import Counter
@@ -211,27 +211,37 @@ def detach_from_group(worker: int) -> None:  # worker: its number
     if hasattr(os, "setpgrp"): os.setpgrp()  # Windows has no groups
 
 
-def make_loader(
-    store: Store,
-    clips: list[Clip],
-    frames: int = 16,  # frames of a window
+def load_windows(
+    dataset: ClipDataset,
     batch_size: int = 32,
     shuffle: bool = False,  # True for training: one random window per clip and epoch
     workers: int = 0,  # processes that decode ahead
     seed: int = 0,
     pin: bool = False,  # page-locked memory, for CUDA
-    transform: MediaTransform | None = None,  # transform of each clip, such as a corruption
     weights: Sequence[float] | None = None,  # [clips] share of the epochs that a clip is drawn in when shuffled
+    collate_fn: Callable[[list[Sample]], Batch] = collate,  # makes a batch of what the dataset gives
 ) -> DataLoader:  # of Batch
-    "Make batches of clips; call `loader.sampler.set_epoch` before each epoch of training."
-    dataset = ClipDataset(store, clips, frames, transform)
-    sampler = WindowSampler(dataset.lengths, frames, shuffle, seed, weights)
+    "Make batches of a dataset's windows; call `loader.sampler.set_epoch` before each epoch of training."
+    sampler = WindowSampler(dataset.lengths, dataset.frames, shuffle, seed, weights)
     pool = dict(persistent_workers=True, prefetch_factor=4, multiprocessing_context="spawn")
     options = dict(pool, worker_init_fn=detach_from_group) if workers else {}
     options |= dict(generator=torch.Generator())  # its own: an epoch that begins draws nothing from the run's
     return DataLoader(
-        dataset, batch_size, sampler=sampler, collate_fn=collate, num_workers=workers, pin_memory=pin, **options
+        dataset, batch_size, sampler=sampler, collate_fn=collate_fn, num_workers=workers, pin_memory=pin, **options
     )
+
+# %% ../../nbs/2_data/11_dataloader.ipynb #c5e142c3
+def make_loader(
+    store: Store,
+    clips: list[Clip],
+    frames: int = 16,  # frames of a window
+    batch_size: int = 32,
+    shuffle: bool = False,  # True for training
+    transform: MediaTransform | None = None,  # transform of each clip, such as a corruption
+    **options,  # further ones of `load_windows`
+) -> DataLoader:  # of Batch
+    "Make batches of clips, window by window."
+    return load_windows(ClipDataset(store, clips, frames, transform), batch_size, shuffle, **options)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #52bf7347
 def train_valid_split(

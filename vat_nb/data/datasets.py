@@ -12,13 +12,8 @@ from pathlib import Path
 import pandas as pd
 from .io import printable
 from .tables import COLUMNS, Finding, LabelTable, ReleaseError, is_missing, match_columns, read_table
-from vat_nb.data.media_files import (
-    AUDIO_SUFFIXES, SUFFIXES, MediaFiles, find_folders, join_streams, list_videos, named_files as named_files,
-)
-from vat_nb.data.validation import (
-    CHEAVD2, MER23, DatasetIndex, ReleaseMissing, Task, build_clips as build_clips, missing_error,
-    read_task as read_task, validate_release as validate_release, video_table,
-)
+from .media_files import AUDIO_SUFFIXES, SUFFIXES, MediaFiles, find_folders, join_streams, list_videos
+from .validation import CHEAVD2, MER23, DatasetIndex, ReleaseMissing, Task, missing_error, video_table
 from .manifest import SPLIT_NAMES, manifest, split_name
 
 # %% ../../nbs/2_data/06_datasets.ipynb #88b63b56
@@ -186,12 +181,6 @@ def _split_of(path: Path) -> str:
             if word in SPLIT_NAMES: return SPLIT_NAMES[word]
     return ""
 
-
-def _class_name(word: str, aliases: dict[str, str]) -> str:
-    "Return the class that a word means; an unknown word stays as it is, for the report."
-    name = word.lower()
-    return aliases.get(name, name if name in CHEAVD2.classes else word)
-
 # %% ../../nbs/2_data/06_datasets.ipynb #dce8aa18
 _NAME_COLUMNS = ("name", "filename", "file", "video", "clip", "id")
 _CLASS_COLUMNS = ("emotion", "label", "class", "discrete", "情感", "标签")
@@ -228,9 +217,9 @@ def cheavd2(
             "data/README.md says where",
         )
     labels = pd.concat([rows for _, rows in lists], ignore_index=True).fillna("")
-    names = CLASS_ALIASES | {k.lower(): v for k, v in (aliases or {}).items()}
+    names = {c: c for c in CHEAVD2.classes} | CLASS_ALIASES | {k.lower(): v for k, v in (aliases or {}).items()}
     labels["id"] = [Path(i.replace("\\", "/")).stem if Path(i).suffix.lower() in SUFFIXES else i for i in labels["id"]]
-    labels["emotion"] = [_class_name(e, names) for e in labels["emotion"]]
+    labels["emotion"] = [names.get(e.lower(), e) for e in labels["emotion"]]  # an unknown word stays, for the report
     by_stem, ids = _clips_by_stem(root, videos), set(labels["id"])
     files = _labelled_clips(labels, by_stem)
     for stem, group in by_stem.items():

@@ -4,19 +4,19 @@
 
 # %% auto #0
 __all__ = ['CODECS', 'INTENSITIES', 'CHINESE', 'LABELS', 'UNFINISHED', 'Codecs', 'write_clip', 'render', 'claim_folder',
-           'write_demo', 'people_seen', 'acted_clip']
+           'write_demo', 'render_clip']
 
 # %% ../../nbs/2_data/09e_demo_data.ipynb #a3e60dc4
-from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 import av, numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..types import SAMPLE_RATE, Clip
-from .demo_clips import DEMOS, Acted, Plan, act, make_clip, plan_demo
+from .demo_clips import DEMOS, RenderedClip, Plan, act, make_clip, plan_demo
 from .demo_faces import FPS
 
 # %% ../../nbs/2_data/09e_demo_data.ipynb #79168175
@@ -146,13 +146,9 @@ def write_demo(
     if (root / "truth.json").exists(): return root
     claim_folder(root)
     for p in plans: Path(root, p.file).parent.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(plans), desc=f"rendering {root.name}", unit="clip", mininterval=2) as bar:
-        if processes:
-            with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-                futures = [pool.submit(render, root, p) for p in plans]
-                for future in as_completed(futures): bar.update(future.result() is None)
-        else:
-            for p in plans: bar.update(render(root, p) is None)
+    with ProcessPoolExecutor(max(processes, 1), mp_context=get_context("spawn")) as pool:  # starts them when asked
+        clips = (pool.map if processes else map)(partial(render, root), plans)
+        for _ in tqdm(clips, f"rendering {root.name}", len(plans), unit="clip", mininterval=2): pass
     truth = pd.DataFrame(plans)
     LABELS[layout](root, truth)
     speakers = truth[["name", "person"]].rename(columns=dict(person="speaker"))
@@ -163,24 +159,11 @@ def write_demo(
     return root
 
 # %% ../../nbs/2_data/09e_demo_data.ipynb #2d80281e
-def _truth(root: str | Path) -> pd.DataFrame:  # name -> the plan's other values
-    # 00001 is a name, not a number
-    return pd.read_json(Path(root, "truth.json"), dtype=dict(name=str)).set_index("name")
-
-
-def people_seen(
-    root: str | Path,  # of a demo
-    clips: Iterable[Clip],
-) -> list[int]:  # seed of the identity in each clip
-    "Return who is in the video of each clip of a demo."
-    person = _truth(root)["person"]
-    return [int(person[Path(c.path).stem]) for c in clips]
-
-
-def acted_clip(
+def render_clip(
     root: str | Path,  # of a demo
     clip: Clip,
-) -> Acted:
+) -> RenderedClip:
     "Render a clip of a demo again: where its mouth is, and when it speaks."
+    truth = pd.read_json(Path(root, "truth.json"), dtype=dict(name=str)).set_index("name")  # 00001 is a name
     name = Path(clip.path).stem
-    return act(Plan(name, **_truth(root).loc[name]))
+    return act(Plan(name, **truth.loc[name]))

@@ -4,16 +4,13 @@
 
 # %% auto #0
 __all__ = ['FPS', 'IMAGE_SIZE', 'Canvas', 'shade', 'draw_head', 'draw_eyes', 'draw_mouth', 'Scene', 'make_scene', 'Film',
-           'render_frames', 'plot_identities']
+           'render_frames']
 
 # %% ../../nbs/2_data/09c_demo_faces.ipynb #30b4b622
 import math
 from typing import NamedTuple
-import cv2, matplotlib.pyplot as plt, numpy as np
-from vat_nb.data.demo_people import (
-    EXPRESSIONS, Expression, Identity, Script, make_identity, mouth_trajectory, write_script,
-)
-from .validation import MER23
+import cv2, numpy as np
+from .demo_people import Expression, Identity, Script, mouth_trajectory
 
 # %% ../../nbs/2_data/09c_demo_faces.ipynb #f3d3a028
 FPS, IMAGE_SIZE = 10, 80  # frames per second, pixels
@@ -192,18 +189,3 @@ def render_frames(
         frames.append(canvas.image)
     grain = rng.normal(0, 3, (IMAGE_SIZE, IMAGE_SIZE, 1)).astype(np.float32)  # a real camera's image is never flat
     return Film((np.stack(frames) * scene.light + grain).clip(0, 255).astype(np.uint8), np.stack(mouths))
-
-# %% ../../nbs/2_data/09c_demo_faces.ipynb #400f3e05
-def plot_identities(
-    seeds: tuple[int, ...] = (1, 5, 8),  # one person each
-) -> np.ndarray:  # of axes
-    "Draw some people with each emotion."
-    size = 9, 1.6 * len(seeds)
-    fig, axs = plt.subplots(len(seeds), len(MER23.classes), figsize=size, layout="constrained", squeeze=False)
-    for row, seed in zip(axs, seeds):
-        identity = make_identity(np.random.default_rng(seed))
-        script = write_script(np.random.default_rng(seed), 4, 0.6)
-        for ax, e in zip(row, MER23.classes):
-            ax.imshow(render_frames(script, identity, EXPRESSIONS[e], np.random.default_rng(seed)).frames[3])
-            ax.set(xticks=[], yticks=[], title=e if seed == seeds[0] else "", frame_on=False)
-    return axs

@@ -72,8 +72,8 @@ def fetch_yunet(
     try: raw = urllib.request.urlopen(url, timeout=10).read()
     except OSError as e:
         raise ConnectionError(
-            f"cannot fetch {url} ({e}): download it where there is a network and put it into {folder}, or take faces "
-            "= cascade"
+            f"cannot fetch {url} ({e}): download it where there is a network and put it into {folder}, or take "
+            "face_detector = cascade"
         ) from None
     if sha256 and hashlib.sha256(raw).hexdigest() != sha256:
         raise ValueError(f"{url} is not the file that was asked for (its SHA-256 differs); nothing was written")

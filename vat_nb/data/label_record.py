@@ -63,14 +63,13 @@ def describe_changes(
 
 # %% ../../nbs/2_data/07_label_record.ipynb #d18ca67b
 def refuse_changed(
-    path: str | Path,  # of the list, beside a checkpoint
+    checkpoint: Path,  # the list lies beside it; where there is none yet, the run starts
     roles: dict[str, Iterable[Clip]],  # as of `record_rows`
-    goes_on: bool,  # whether there is something to go on from
     labels_count: bool = True,  # False: only which clips they are; a label that changed is told where they differ
 ) -> None:
     "Keep the list of a run. Raises ValueError, saying what changed, when a run would go on with other clips or labels."
-    path, now = Path(path), record_rows(roles)
-    if goes_on and path.is_file():
+    path, now = checkpoint.with_name(f"{checkpoint.stem}.clips.csv"), record_rows(roles)
+    if checkpoint.exists() and path.is_file():
         before = [tuple(row) for row in csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline=""))][1:]
         difference = changes = describe_changes(before, now)
         if not labels_count: difference = describe_changes(*([(*row[:2], "") for row in x] for x in (before, now)))

@@ -18,14 +18,12 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
 from ..types import Clip
-from .io import Busy, available_cores, clip_file, hold_lock, printable, read_json
+from .io import Busy, available_cores, clip_file, hold_lock, printable, read_json, write_atomically
 from .faces import face_locator
-from .label_record import describe_changes, labels_digest, record_rows
+from .label_record import describe_changes, label_of, labels_digest
 from .decoding import ERROR_CODES, MediaError, read_clip
 from .validation import Task
-from vat_nb.data.store import (
-    LEDGER, StoreSettings, append_rows, open_store, read_ledger, save_clip, write_clips, write_ledger,
-)
+from .store import LEDGER, StoreSettings, append_rows, open_store, read_ledger, save_clip, write_clips
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #0d9e3e59
 RETRYABLE = ("TIMEOUT", "CRASHED")  # reasons that may not be the file's fault: tried again by the next run
@@ -41,7 +39,7 @@ def settings_hash(
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def _fingerprint(clip: Clip) -> tuple[int, int]:  # size of its files in bytes, time of the later one in ns
+def _source_stamp(clip: Clip) -> tuple[int, int]:  # size of its files in bytes, time of the later one in ns
     size, mtime = 0, 0
     for path in (clip.path, clip.audio):
         try: stat = os.stat(path) if path else None
@@ -57,7 +55,7 @@ def failed_row(
     detail: str = "",
 ) -> dict[str, Any]:
     "Make the ledger row of a clip that cannot be used."
-    size, mtime = _fingerprint(clip)
+    size, mtime = _source_stamp(clip)
     numbers = dict(duration=0.0, frames=0, samples=0, source_size=size, source_mtime=mtime)
     source = dict(id=clip.id, path=printable(clip.path), split=clip.split, settings_hash=settings_hash(clip, settings))
     return dict.fromkeys(LEDGER, "") | source | dict(status="failed", reason=reason, detail=printable(detail)) | numbers
@@ -105,7 +103,7 @@ def pending_clips(
 
     def is_done(c: Clip) -> bool:
         r = rows.get(c.id)
-        if r is None or (r["source_size"], r["source_mtime"]) != _fingerprint(c): return False
+        if r is None or (r["source_size"], r["source_mtime"]) != _source_stamp(c): return False
         if r["settings_hash"] != settings_hash(c, settings): return False
         return clip_file(c.id) in files if r["status"] != "failed" else r["reason"] not in RETRYABLE
     return [c for c in clips if not is_done(c)]
@@ -207,11 +205,8 @@ def _report_changes(store: Path, clips: list[Clip]) -> None:
         before = open_store(store).clips
     except (OSError, ValueError): return
     ids = {c.id for c in before} & {c.id for c in clips}
-
-    def by_split(of: list[Clip]) -> dict:
-        common = [c for c in of if c.id in ids]
-        return record_rows({s: [c for c in common if c.split == s] for s in {c.split for c in common}})
-    if changes := describe_changes(by_split(before), by_split(clips)):
+    rows = (sorted((c.id, c.split, label_of(c)) for c in of if c.id in ids) for of in (before, clips))
+    if changes := describe_changes(*rows):
         tqdm.write(f"since {store} was made, {changes}; its video and audio stay as they are")
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #b743744f
@@ -242,7 +237,7 @@ def preprocess(
         for file in (store / "clips").glob(".*"): file.unlink(missing_ok=True)  # of processes killed while writing
         ledger = read_ledger(store)
         ledger = ledger[ledger["id"].isin({c.id for c in clips})].sort_values(["split", "id"], ignore_index=True)
-        write_ledger(store, ledger)
+        write_atomically(store / "ledger.csv", ledger.to_csv(index=False).encode())
     if todo and not quiet: tqdm.write(summary_line(ledger, store))
     return ledger
 

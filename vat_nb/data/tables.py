@@ -9,6 +9,7 @@ __all__ = ['MISSING', 'COLUMNS', 'DIMENSIONS', 'FACTS', 'Finding', 'ReleaseError
 
 # %% ../../nbs/2_data/05_tables.ipynb #eb390f31
 import csv, math, re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,13 +105,12 @@ def _parse_rows(lines: list[str], separator: str, path: Path, skip: int) -> Labe
 def read_table(
     path: str | Path,  # CSV with a header; separated by commas, semicolons or tabs
 ) -> LabelTable:
-    "Read a label file as text. Raises ReleaseError when it has no rows, or a quote is not closed."
+    "Read a label file as text. Raises ReleaseError when it has no header, or a quote is not closed."
     path = Path(path)
     text, encoding = decode_text(path.read_bytes())
     skip = 1 if text.lower().startswith("sep=") else 0  # a line that only spreadsheets read
     lines = text.splitlines(keepends=True)[skip:]
     first = next((line for line in lines if line.strip()), "")
-    if not first: raise ReleaseError(f"{path}: the label file is empty")
     table = _parse_rows(lines, max(",;\t", key=first.count), path, skip)
     if encoding not in ("UTF-8", "UTF-16"):
         detail = f"read as {encoding}; save the file as UTF-8 if letters are wrong"
@@ -207,10 +207,8 @@ def spellings(
     words: Iterable[str],  # one for each row
 ) -> list[list[str]]:  # groups of two and more, the most frequent spelling first
     "Group words that differ in capitals, blanks or the form of a number only."
-    groups: dict[str, dict[str, int]] = {}
-    for word in words:
-        counts = groups.setdefault(spelling_key(word), {})
-        counts[word] = counts.get(word, 0) + 1
+    groups: dict[str, Counter] = {}
+    for word in words: groups.setdefault(spelling_key(word), Counter())[word] += 1
     return [sorted(counts, key=lambda w: (-counts[w], w)) for counts in groups.values() if len(counts) > 1]
 
 # %% ../../nbs/2_data/05_tables.ipynb #455ea9b1

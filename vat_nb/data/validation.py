@@ -203,23 +203,19 @@ def build_clips(
     release: DatasetIndex,  # as a layout returns it
 ) -> list[Clip]:  # sorted by split and id; labelled or not
     "Join rows and videos into clips. Raises ReleaseError when a name or a path leads out of the folder."
-    for r in [*release.labels.to_dict("records"), *release.videos.to_dict("records")]:
+    rows, files = release.labels.to_dict("records"), release.videos.to_dict("records")
+    for r in [*rows, *files]:
         if names := _escapes(r):
             raise ReleaseError(
                 f"{r.get('where', r.get('path'))}: {names[0]!r} leads out of {release.root}: give it a plain name "
                 "inside, and run again"
             )
-    paths = dict(zip(release.videos["id"], release.videos["path"]))
-    labels = {r["id"]: r for r in release.labels.to_dict("records")}
-    splits = dict(zip(release.videos["id"], release.videos["split"])) | {i: r["split"] for i, r in labels.items()}
-    audio = dict(zip(release.videos["id"], release.videos["audio"]))
-    speakers = dict(zip(release.videos["id"], release.videos.get("speaker", ())))
-    out = []
-    for i, split in sorted(splits.items(), key=lambda x: (x[1], x[0])):
-        r = labels.get(i, {})
+    labels, videos, out = {r["id"]: r for r in rows}, {v["id"]: v for v in files}, []
+    for split, i in sorted((r["split"], i) for i, r in (videos | labels).items()):
+        r, video = labels.get(i, {}), videos.get(i, {})
         targets = tuple(number_in(r.get(t) or "nan") for t in release.task.targets)
-        path = paths.get(i, str(release.root / r.get("path", f"{split}/{i}")))
+        path = video.get("path", str(release.root / r.get("path", f"{split}/{i}")))
         span = (number_in(r[k]) if r.get(k) else None for k in ("start", "end"))
-        emotion, speaker = r.get("emotion") or None, r.get("speaker") or speakers.get(i) or None
-        out.append(Clip(i, path, split, emotion, targets, speaker, *span, audio.get(i) or None))
+        emotion, speaker = r.get("emotion") or None, r.get("speaker") or video.get("speaker") or None
+        out.append(Clip(i, path, split, emotion, targets, speaker, *span, video.get("audio") or None))
     return out

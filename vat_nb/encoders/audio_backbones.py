@@ -14,7 +14,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..linear import use_linear_map
 from ..types import SAMPLE_RATE, lengths_mask
-from .feature_layout import FeatureLayout, LayerReader, pool_time
+from .feature_layout import FeatureLayout, LayerReader
 from .onnx_graphs import OnnxGraph
 from .weights import Checkpoint, import_optional, load_checkpoint, parse_computing_encoder
 
@@ -71,17 +71,9 @@ class AudioBackbone(nn.Module):
         audio: Tensor,  # [B, S] int16, or float in -1..1
         audio_mask: Tensor,  # [B, S] bool, real from the beginning
     ) -> tuple[Tensor, Tensor]:  # features [B, M, D] and mask [B, M]
-        return self.pool(*self.unpooled(audio, audio_mask))
+        return self.native.pool(*self.native_features(audio, audio_mask), self.rate)
 
-    def pool(
-        self,
-        features: Tensor, mask: Tensor,  # of `unpooled`
-    ) -> tuple[Tensor, Tensor]:  # at the given rate
-        "Average features over time."
-        if not self.native.pools_to(self.rate): return features, mask
-        return pool_time(features, mask, self.native.times(mask.shape[1], mask.device), self.rate)
-
-    def unpooled(
+    def native_features(
         self,
         audio: Tensor, audio_mask: Tensor,  # as in `forward`
     ) -> tuple[Tensor, Tensor]:
@@ -171,16 +163,10 @@ class WhisperBackbone(AudioBackbone):
         checkpoint: Checkpoint,
         name: str, layers: int | str = "middle", rate: float | None = None,  # as in `AudioBackbone`
     ):
-        "Set up the extractor. Raises ValueError for another sampling rate."
         super().__init__(checkpoint.model, name, layers, rate, 0.02, 0.01, False)
         extractor = import_optional("transformers").WhisperFeatureExtractor
         self.extractor = extractor.from_pretrained(checkpoint.folder)
         self.extractor.dither = 0.0  # noise would make features that never repeat
-        if self.extractor.sampling_rate != SAMPLE_RATE:
-            raise ValueError(
-                f"{name} expects {self.extractor.sampling_rate} Hz, and the store has {SAMPLE_RATE} Hz: "
-                "take another encoder"
-            )
         self.measure(2 * self.extractor.hop_length)
 
     def count(self, samples: Tensor) -> Tensor:
@@ -274,9 +260,9 @@ def load_audio_backbone(
     "Load an encoder of audio at 16 kHz. Raises ValueError, FileNotFoundError or ConnectionError, saying what to do."
     encoder = parse_computing_encoder(name, "audio", options)
     if encoder.source == "onnx": return GraphBackbone(OnnxGraph(encoder.model, "audio", options), name, layers, rate)
-    checkpoint = load_checkpoint(encoder.model, "audio", disabled=("apply_spec_augment", "add_adapter"))
-    if checkpoint.model.config.model_type == "whisper": return WhisperBackbone(checkpoint, name, layers, rate)
+    checkpoint = load_checkpoint(encoder.model, "audio")
     hertz = checkpoint.preprocessor.get("sampling_rate", SAMPLE_RATE)
     if hertz != SAMPLE_RATE:
         raise ValueError(f"{name} expects {hertz} Hz, and the store has {SAMPLE_RATE} Hz: take another encoder")
-    return WaveformBackbone(checkpoint, name, layers, rate)
+    whisper = checkpoint.model.config.model_type == "whisper"
+    return (WhisperBackbone if whisper else WaveformBackbone)(checkpoint, name, layers, rate)

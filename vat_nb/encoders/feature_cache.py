@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EncoderSpec', 'ClipFeatures', 'FeatureSource', 'half_precision', 'CacheRecord', 'cache_folder', 'read_record',
-           'parse_record', 'write_record', 'save_features', 'CachedSource', 'RememberedSource', 'export_features']
+           'parse_record', 'save_features', 'CachedSource', 'export_features']
 
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #c512bc97
 import hashlib, json
@@ -33,7 +33,7 @@ class EncoderSpec:
     name: str  # such as "hf:openai/clip-vit-large-patch14", see 01_weights
     layers: int | str = "middle"  # see `layer_indices`
     rate: float | None = None  # moments a second; None keeps the encoder's own rate
-    options: Mapping[str, Any] = field(default_factory=dict)  # what an ONNX graph does not say
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what an ONNX graph does not say
     grid: int = 1  # cells per side of a frame; 1: the whole frame
 
     def load(
@@ -138,14 +138,6 @@ def parse_record(
     return record
 
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #223d0009
-def write_record(
-    folder: str | Path,  # of a cache
-    record: CacheRecord,
-) -> None:
-    "Write the record of a cache."
-    write_atomically(Path(folder, "settings.json"), json.dumps(asdict(record), indent=1).encode())
-
-
 def save_features(
     folder: str | Path,  # of a cache
     clip: Clip,
@@ -190,19 +182,6 @@ def read(self: CachedSource, clip: Clip) -> ClipFeatures:
         self.memory[clip.id] = features
         self.room -= features.values.nbytes
     return features
-
-# %% ../../nbs/4_encoders/08_feature_cache.ipynb #1a0df853
-class RememberedSource:
-    "The features of another source, held in memory: for a few clips that are read again and again."
-
-    def __init__(self, source: FeatureSource):
-        self.source, self.layout = source, source.layout
-        self.memory: dict[str, ClipFeatures] = {}
-
-    def read(self, clip: Clip) -> ClipFeatures:
-        "Return the features of one clip."
-        if clip.id not in self.memory: self.memory[clip.id] = self.source.read(clip)
-        return self.memory[clip.id]
 
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #20075c3a
 def export_features(

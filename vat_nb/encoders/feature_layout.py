@@ -138,3 +138,17 @@ def pool_time(
     )
     count = features.new_zeros(len(features), size).index_add_(1, bins, mask.to(features.dtype))
     return total / count.clamp(min=1).reshape(*count.shape, *[1] * (features.ndim - 2)), count > 0
+
+# %% ../../nbs/4_encoders/02_feature_layout.ipynb #909db3fd
+@patch
+def pool(
+    self: FeatureLayout,
+    features: Tensor, mask: Tensor,  # [B, M * G, ...] moment by moment, at the encoder's own rate, and [B, M * G] bool
+    rate: float | None,  # moments a second, see `pool_time`; None changes nothing
+) -> tuple[Tensor, Tensor]:  # [B, K * G, ...], [B, K * G] bool
+    "Average features of this layout over time."
+    if not self.pools_to(rate): return features, mask
+    cells = self.grid ** 2
+    moments, real = features.unflatten(1, (-1, cells)), mask[:, ::cells]
+    moments, real = pool_time(moments, real, self.times(real.shape[1], real.device), rate)
+    return moments.flatten(1, 2), real.repeat_interleave(cells, 1)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from .audio_backbones import AudioBackbone
 from ..types import Tokens
-from ..data.io import suggest
 from .feature_encoder import FeatureEncoder, features_with_statistics
 from ..attention import attention_blocks
 from .onnx_graphs import OnnxGraph
@@ -143,13 +142,11 @@ def tuned_encoder(
     backbone: VideoBackbone | AudioBackbone,
     dim: int,  # width of the tokens
     heads: int,
-    blocks: int = 1,  # on top
     tuning: str = "frozen",  # a key of TUNING_MODES
     dropout: float = 0.0,  # in the blocks
     feature_dropout: float = 0.0,  # of the features
 ) -> PretrainedEncoder:
-    "Put a feature encoder on a backbone. Raises ValueError for a way of tuning that is unknown, or not for this one."
-    if tuning not in TUNING_MODES:
-        raise ValueError(f"encoder_tuning cannot be {tuning!r}: {suggest(tuning, TUNING_MODES)}")
+    "Put a feature encoder on a backbone. Raises ValueError for a way of tuning that is not for this one."
     TUNING_MODES[tuning](backbone)
-    return PretrainedEncoder(backbone, FeatureEncoder(backbone.layout, dim, heads, blocks, dropout, feature_dropout))
+    features = FeatureEncoder(backbone.layout, dim, heads, dropout=dropout, feature_dropout=feature_dropout)
+    return PretrainedEncoder(backbone, features)

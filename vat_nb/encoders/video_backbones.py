@@ -13,7 +13,7 @@ import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from ..data.io import read_json, suggest
 from ..linear import use_linear_map
-from .feature_layout import FeatureLayout, LayerReader, pool_time
+from .feature_layout import FeatureLayout, LayerReader
 from .onnx_graphs import OnnxGraph
 from vat_nb.encoders.weights import (
     _download_errors, import_optional, load_checkpoint, load_state, load_strict, parse_computing_encoder,
@@ -112,10 +112,10 @@ class VideoBackbone(nn.Module):
     ) -> Tensor:  # [N, moments, grid * grid, D]
         "Compute the features of whole clips."
         x, n, grid = x.flatten(0, 1), len(x), self.native.grid
-        x = x.float() if x.is_floating_point() else x.float() / 255
         if self.crop < 1:
             margins = [round((1 - self.crop) / 2 * side) for side in x.shape[-2:]]
             x = x[..., margins[0]:x.shape[-2] - margins[0], margins[1]:x.shape[-1] - margins[1]]
+        x = x.float() if x.is_floating_point() else x.float() / 255
         if x.shape[-2:] != self.size: x = F.interpolate(x, self.size, mode=self.mode, antialias=True).clamp(0, 1)
         cls, patches = self.forward_fn(self.model, self.reader, ((x - self.mean) / self.std).unflatten(0, (n, -1)))
         if grid == 1: return cls[:, None, None] if cls is not None else patches.mean((2, 3))[:, :, None]
@@ -127,20 +127,9 @@ class VideoBackbone(nn.Module):
         video: Tensor,  # [B, T, 3, H, W] uint8, or float in 0..1
         video_mask: Tensor,  # [B, T] bool
     ) -> tuple[Tensor, Tensor]:  # features [B, M * G, D], moment by moment, and mask [B, M * G]
-        return self.pool(*self.unpooled(video, video_mask))
+        return self.native.pool(*self.native_features(video, video_mask), self.rate)
 
-    def pool(
-        self,
-        features: Tensor, mask: Tensor,  # of `unpooled`
-    ) -> tuple[Tensor, Tensor]:  # at the given rate
-        "Average features over time."
-        if not self.native.pools_to(self.rate): return features, mask
-        cells = self.native.grid ** 2
-        moments, real = features.unflatten(1, (-1, cells)), mask[:, ::cells]
-        moments, real = pool_time(moments, real, self.native.times(real.shape[1], real.device), self.rate)
-        return moments.flatten(1, 2), real.repeat_interleave(cells, 1)
-
-    def unpooled(
+    def native_features(
         self,
         video: Tensor, video_mask: Tensor,  # as in `forward`
     ) -> tuple[Tensor, Tensor]:
@@ -153,10 +142,11 @@ class VideoBackbone(nn.Module):
         clips, real = last.unflatten(1, (-1, n)), F.pad(video_mask, (0, -T % n)).unflatten(1, (-1, n))
         rows, columns = real.any(-1).nonzero(as_tuple=True)
         shape = (*clips.shape[:2], n // layout.tubelet, layout.grid ** 2, *self.feature_shape)
-        out = torch.zeros(shape, device=video.device)
+        out, frames = torch.zeros(shape, device=video.device), video.flatten(0, 1)
         size = 4 if video.device.type == "cpu" else 64  # clips at a time: what a few leave behind stays in the cache
         for r, c in zip(rows.split(size), columns.split(size)):
-            if len(r): out[r, c] = self.encode_frames(video[r[:, None], clips[r, c]]).to(out.dtype)
+            x = frames.index_select(0, (r[:, None] * T + clips[r, c]).flatten()).unflatten(0, (-1, n))
+            if len(r): out[r, c] = self.encode_frames(x).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
         return features.flatten(1, 2), mask.repeat_interleave(layout.grid ** 2, 1)

@@ -220,7 +220,6 @@ def _checkpoint_errors(folder: Path) -> Iterator[None]:
 def load_checkpoint(
     name: str,  # a local folder, or a name on the hub
     stream: str,  # "video" or "audio": what it must encode
-    disabled: tuple[str, ...] = (),  # entries of its config to switch off, where it has them
 ) -> Checkpoint:
     "Read a checkpoint. Raises ValueError for another kind, FileNotFoundError or ConnectionError when it is not there."
     transformers, folder = import_optional("transformers"), hub_folder(name)
@@ -237,7 +236,7 @@ def load_checkpoint(
         raise FileNotFoundError(
             f"{folder} has no preprocessor_config.json, which says how its input is scaled: copy that file too"
         )
-    for key in disabled:
+    for key in ("apply_spec_augment", "add_adapter"):  # of audio, for speech recognition
         if hasattr(config, key): setattr(config, key, False)
     model = _load_model(folder, config, name)
     if stream == "video": model = getattr(model, "vision_model", model)  # CLIP and SigLIP: the half for images

@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 from ..training.checkpoint import load_tensors, check_same_config, save_tensors
 from ..types import SAMPLE_RATE, Batch, Clip
 from ..encoders.feature_encoder import FeatureEncoder
-from .predictions import Predictions, ranking_metric, predict, score, score_interval, labels_of
+from vat_nb.evaluation.predictions import (
+    Predictions, labels_of, predict, ranking_metric, score, score_interval, scored_pairs,
+)
 from vat_nb.evaluation.metrics import (
     bootstrap_score, calibration_error, count_resamples, negative_log_likelihood, paired_interval,
 )
@@ -206,21 +208,11 @@ def _score_ensemble(out_of_fold: dict, spec: EnsembleSpec, y: np.ndarray, task: 
     return spec, row
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #7f4386fc
-def _scored_rows(predictions: Predictions, task: Task, metric: str) -> np.ndarray:  # [N] bool
-    y, t = labels_of(predictions.clips, task)
-    if metric == "combined": return (y >= 0) & np.isfinite(t).all(1)
-    return y >= 0 if task.classes else np.isfinite(t).any(1)
-
-
-def _bootstrap_score(predictions: Predictions, task: Task, metric: str, head: str) -> Callable:
-    "Make a function of how often each clip is in each resample: [D, N] -> [D]."
-    y, t = labels_of(predictions.clips, task)
-    rows = _scored_rows(predictions, task, metric)
-    return bootstrap_score(metric, y[rows], predictions.logits[head][rows], t[rows], predictions.values[head][rows])
-
-
-def _sizes(predictions: Predictions, task: Task, metric: str) -> tuple[int, int]:  # clips that are scored, resamples
-    return int(_scored_rows(predictions, task, metric).sum()), count_resamples(metric)
+def _resampled(
+    seeds: Sequence[Predictions], task: Task, metric: str, head: str,
+) -> tuple[list[Callable], dict[str, int]]:  # of each seed: counts [D, N] -> scores [D]; N clips, D resamples
+    pairs = [scored_pairs(p, task, metric, head) for p in seeds]
+    return [bootstrap_score(metric, *x) for x in pairs], dict(n=len(pairs[0][0]), n_resamples=count_resamples(metric))
 
 # %% ../../nbs/5_evaluation/04_ensemble.ipynb #76616f00
 def compare(
@@ -234,9 +226,8 @@ def compare(
     ids, name = [c.id for c in a[0].clips], name or ranking_metric(score(a[0], task), task)
     if any([c.id for c in p.clips] != ids for p in [*a, *b]):
         raise ValueError("recipes are compared on the same clips: predict the same split with both")
-    n, n_resamples = _sizes(a[0], task, name)
-    first, second = ([_bootstrap_score(p, task, name, head) for p in seeds] for seeds in (a, b))
-    return paired_interval(first, second, n, n_resamples=n_resamples)
+    (first, sizes), (second, _) = (_resampled(seeds, task, name, head) for seeds in (a, b))
+    return paired_interval(first, second, **sizes)
 
 
 def mean_score(
@@ -247,6 +238,5 @@ def mean_score(
 ) -> tuple[float, float, float]:  # mean over the seeds, low, high
     "Compute a score of one head over clips and seeds: the difference to a system that scores nothing."
     name = name or ranking_metric(score(predictions[0], task), task)
-    n, n_resamples = _sizes(predictions[0], task, name)
-    values = [_bootstrap_score(p, task, name, head) for p in predictions]
-    return paired_interval(values, [lambda counts: np.zeros(len(counts))] * len(values), n, n_resamples=n_resamples)
+    values, sizes = _resampled(predictions, task, name, head)
+    return paired_interval(values, [lambda counts: np.zeros(len(counts))] * len(values), **sizes)

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 from torch.utils.data import DataLoader
+from .predictions import mean_outputs
 from .svm_baseline import COSTS, fit_linear, linear_weights
 from ..types import Batch, Clip
 from ..model import VAT
@@ -35,24 +36,15 @@ def _probe_input(model: VAT, batch: Batch) -> dict[str, torch.Tensor]:  # head -
     return dict(video=video, audio=audio, fused=fused)
 
 # %% ../../nbs/5_evaluation/06_linear_probe.ipynb #cccf6064
-@torch.no_grad()
 def probe_inputs(
     model: VAT,
     loader: DataLoader,  # batches of clips, not shuffled; a clip may come in several windows
     clips: int,  # N
 ) -> dict[str, np.ndarray]:  # head -> [N, W], the mean over a clip's windows
-    "Compute the inputs of the linear models for every clip."
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    rows, inputs = [], []
-    for batch in loader:
-        rows.append(batch.index)
-        inputs.append({head: x.double().cpu() for head, x in _probe_input(model, batch.to(device)).items()})
-    model.train(was_training)
-    index = torch.cat(rows)
-    count = torch.bincount(index, minlength=clips)[:, None].clamp(min=1)
-    def mean(x): return (torch.zeros(clips, x.shape[1], dtype=x.dtype).index_add(0, index, x) / count).numpy()
-    return {head: mean(torch.cat([s[head] for s in inputs])) for head in inputs[0]}
+    "Compute the inputs of the linear models for every clip, in double precision."
+    def inputs(batch: Batch) -> dict[str, torch.Tensor]:
+        return {head: x.double() for head, x in _probe_input(model, batch).items()}
+    return mean_outputs(model, loader, clips, inputs)
 
 
 def people_of_clips(clips: Sequence[Clip]) -> np.ndarray:

@@ -129,13 +129,11 @@ def confusion(
 def bootstrap_ci(
     score: Callable[[np.ndarray], float],  # function of row indices [M]
     n: int,  # clips
-    level: float = 0.95,  # share of the draws inside the interval
     n_resamples: int = 1000,  # resamples
-    seed: int = 0,
 ) -> tuple[float, float]:  # low, high
-    "Compute a bootstrap interval of a score over clips; NaN where it is undefined."
+    "Compute a 95 % bootstrap interval of a score over clips; NaN where it is undefined."
     if n < 2: return np.nan, np.nan
-    options = dict(confidence_level=level, n_resamples=n_resamples, method="percentile", rng=seed)
+    options = dict(confidence_level=0.95, n_resamples=n_resamples, method="percentile", rng=0)
     result = bootstrap((np.arange(n),), score, vectorized=False, **options).confidence_interval
     return float(result.low), float(result.high)
 
@@ -168,14 +166,10 @@ def resampled_interval(
 def f1_interval(
     y: np.ndarray,  # [N] class, -100 where unlabelled
     p: np.ndarray,  # [N, C] probabilities or logits
-    t: np.ndarray | None = None,  # [N, K] targets and
-    v: np.ndarray | None = None,  # [N, K] predictions, for the combined score
 ) -> tuple[float, float]:  # low, high
-    "Compute a 95 % bootstrap interval of weighted F1, or of F1 - 0.25 MSE; NaN where it is undefined."
-    rows = (y >= 0) if t is None else (y >= 0) & np.isfinite(t).all(1)
-    n = rows.sum()
-    chosen = (y[rows], p[rows]) if t is None else (y[rows], p[rows], t[rows], v[rows])
-    return resampled_interval(lambda counts: bootstrap_f1(counts, *chosen), n)
+    "Compute a 95 % bootstrap interval of weighted F1; NaN where it is undefined."
+    labelled = y >= 0
+    return resampled_interval(lambda counts: bootstrap_f1(counts, y[labelled], p[labelled]), labelled.sum())
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #f1c90f71
 def bootstrap_generic(
@@ -252,18 +246,17 @@ def paired_interval(
     a: Sequence[Callable],  # S functions [D, N] -> [D], one per seed, as `bootstrap_score` makes them: first system
     b: Sequence[Callable],  # S functions of the second system, seeds in the same order
     n: int,  # N clips
-    level: float = 0.95,  # share of the draws inside the interval
     n_resamples: int = 2000,  # resamples
-    seed: int = 0,
-) -> tuple[float, float, float]:  # mean difference a - b, low, high
+) -> tuple[float, float, float]:  # mean difference a - b, and its 95 % interval: low, high
     "Compute the difference of two systems over clips and seeds. Raises ValueError when the seeds do not pair."
     if len(a) != len(b) or not a:
         raise ValueError(f"{len(a)} and {len(b)} seeds do not pair: score both systems with the same seeds")
-    rng, ones = np.random.default_rng(seed), np.ones((1, n))
+    if not n: return np.nan, np.nan, np.nan  # no clip has a label of this kind
+    rng, ones = np.random.default_rng(0), np.ones((1, n))
     counts = rng.multinomial(n, np.full(n, 1 / n), n_resamples).astype(float)
     seeds = rng.multinomial(len(a), np.full(len(a), 1 / len(a)), n_resamples) / len(a)
     differences = sum(seeds[:, s] * (f(counts) - g(counts)) for s, (f, g) in enumerate(zip(a, b)))
-    low, high = np.quantile(differences, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(differences, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(np.mean([f(ones) - g(ones) for f, g in zip(a, b)])), float(low), float(high)
 
 # %% ../../nbs/5_evaluation/01_metrics.ipynb #285b64c0

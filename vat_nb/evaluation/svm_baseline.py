@@ -152,7 +152,6 @@ def linear_baseline(
 def linear_weights(
     pipeline: Pipeline,  # of `fit_linear`
     classes: int,  # C
-    missing: float = -3.0,  # logit of classes that do not occur in training
 ) -> tuple[np.ndarray, np.ndarray]:  # [C, D] and [C]: scores are features @ weights.T + bias
     "Write a fitted pipeline as one linear map."
     scaler, pca, last = (step for _, step in pipeline.steps)
@@ -161,6 +160,6 @@ def linear_weights(
     rows = rows @ pca.components_
     bias = bias[:, 0] - rows @ pca.mean_
     rows = rows / scaler.scale_
-    weights, biases = np.zeros((classes, rows.shape[1])), np.full(classes, missing)
+    weights, biases = np.zeros((classes, rows.shape[1])), np.full(classes, -3.0)  # of classes that do not occur
     weights[last.classes_], biases[last.classes_] = rows, bias - rows @ scaler.mean_
     return weights, biases

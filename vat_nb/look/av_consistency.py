@@ -9,22 +9,19 @@ __all__ = ['LIPS_TRUSTED', 'CONSISTENCY_SCORES', 'SCORE_WEIGHTS', 'inject_faults
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #a48b812e
 import shutil
-from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from scipy.stats import rankdata
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
-from sklearn.model_selection import GroupKFold
-from torch.utils.data import DataLoader
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from ..types import SAMPLE_RATE, Clip
-from ..data.dataloader import make_loader
 from ..data.decoding import decode_jpegs
 from ..data.io import clip_file
 from ..data.store import Store, save_clip
 from ..evaluation.metrics import area_under_curve, bootstrap_ci
-from ..model import VAT
-from ..runs.snapshots import Snapshot, take_snapshot
+from ..runs.snapshots import Snapshot
 from ..runs.splits import has_both
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #0b6fc54f
@@ -125,10 +122,8 @@ def _predict_loudness(levels: list[np.ndarray], pixels: list[np.ndarray], seed: 
     components = PCA(min(80, len(y) - 1), random_state=seed).fit_transform(np.concatenate(pixels))
     motion = [np.gradient(c, axis=0) for c in np.split(components, np.cumsum(lengths)[:-1])]
     x, groups = np.hstack([components, np.concatenate(motion)]), np.repeat(np.arange(len(levels)), lengths)
-    guess = np.zeros(len(y))
-    for train, test in GroupKFold(5, shuffle=True, random_state=seed).split(x, y, groups):
-        guess[test] = Ridge(1.0).fit(x[train], y[train]).predict(x[test])
-    return guess
+    folds = GroupKFold(5, shuffle=True, random_state=seed)
+    return cross_val_predict(Ridge(1.0), x, y, groups=groups, cv=folds)
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #02d8bbba
 def lip_sync(
@@ -166,12 +161,9 @@ def inconsistency_rank(
     "Rank clips by the weighted sum of their scores; a missing score counts as average."
     total = np.zeros(len(table))
     for name, weight in SCORE_WEIGHTS.items():
-        x = CONSISTENCY_SCORES[name] * table[name].to_numpy(float)
-        mask = np.isfinite(x)
-        p = np.full(len(x), 0.5)
-        if mask.any():
-            p[mask] = (rankdata(x[mask]) - 0.5) / mask.sum()
-            total -= weight * np.log1p(-p)
+        x = CONSISTENCY_SCORES[name] * table[name]
+        p = ((x.rank() - 0.5) / x.count()).fillna(0.5)
+        total -= weight * np.log1p(-p).to_numpy()
     return (rankdata(total) - 0.5) / max(len(table), 1)
 
 
@@ -187,28 +179,19 @@ def contrast_rank(
 
 # %% ../../nbs/7_look/06_av_consistency.ipynb #0da89b7b
 def audit_clips(
-    model: VAT | Snapshot,  # student or teacher, best as pretraining left it; or its vectors of these clips
-    store: Store,
-    clips: list[Clip],  # those without video or audio are left out
-    frames: int = 16,  # of a window
-    batch_size: int = 32,
-    sync: pd.DataFrame | None = None,  # of `lip_sync`; None computes it
-    loader: Callable[[list[Clip]], DataLoader] | None = None,  # batches as the model reads them; None reads clips
+    s: Snapshot,  # of N clips, by student or teacher, best as pretraining left it
+    clips: list[Clip],  # [N] the same clips, all with video and audio
+    sync: pd.DataFrame,  # of `lip_sync`
 ) -> pd.DataFrame:  # id, split, emotion, speaker, inconsistency, matching, cosine, rank, sync, late; the worst first
     "Score how well each clip's video and audio match. Raises ValueError for fewer than two clips."
-    clips = [c for c in clips if has_both(store, c)]
     if len(clips) < 2:
         raise ValueError("an audit compares clips with each other: choose two or more that have video and audio")
-    s = model
-    if not isinstance(s, Snapshot):
-        batches = loader(clips) if loader else make_loader(store, clips, frames=frames, batch_size=batch_size)
-        s = take_snapshot(model, batches)
     names = [(c.id, c.split, c.emotion or "unlabelled", c.speaker or "unknown") for c in clips]
     table = pd.DataFrame(names, columns=["id", "split", "emotion", "speaker"])
     table["matching"], table["cosine"], table["rank"] = s.match_prob, (s.video_embed * s.audio_embed).sum(1), np.nan
     for rows in table.groupby("split").indices.values():
         table.loc[rows, "rank"] = contrast_rank(s.video_embed[rows], s.audio_embed[rows])
-    table = table.join(lip_sync(store, clips) if sync is None else sync, on="id")
+    table = table.join(sync, on="id")
     table.insert(4, "inconsistency", inconsistency_rank(table))
     return table.sort_values("inconsistency", ascending=False, kind="stable", ignore_index=True)
 
@@ -246,7 +229,7 @@ def plot_consistency_auc(
         axs = plt.subplots(1, len(kinds), figsize=size, sharey=True, layout="constrained", squeeze=False)[1][0]
     names = [*CONSISTENCY_SCORES, "inconsistency"]
     for kind, ax in zip(kinds, axs):
-        for i, ((model, table), fmt) in enumerate(zip(tables.items(), "osD^")):
+        for i, ((model, table), fmt) in enumerate(zip(tables.items(), cycle("osD^"))):
             rows = table[table["kind"] == kind]
             y = [names.index(n) + 0.16 * (i - (len(tables) - 1) / 2) for n in rows["score"]]
             xerr = rows["area"] - rows["low"], rows["high"] - rows["area"]

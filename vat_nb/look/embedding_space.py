@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ORDERS', 'CORNERS', 'METHODS', 'alignment', 'uniformity', 'embedding_metrics', 'group_names', 'clip_order',
            'hard_negative_probs', 'hard_pairs', 'block_mean', 'group_colours', 'mark_groups', 'plot_similarity',
-           'change_similarity', 'matching_matrix', 'map_points', 'plot_map', 'embedding_history', 'plot_movement']
+           'matching_matrix', 'map_points', 'plot_map', 'embedding_history', 'plot_movement']
 
 # %% ../../nbs/7_look/05_embedding_space.ipynb #729c45db
 import math
@@ -175,7 +175,22 @@ def mark_groups(
             loc="upper center", bbox_to_anchor=(0.5, -0.12), handletextpad=0.1, columnspacing=0.8,
         )
 
+# %% ../../nbs/7_look/05_embedding_space.ipynb #97d08722
+def _prepare_matrix(ax: Axes, groups: Sequence[str]) -> None:
+    "Draw all but the numbers: colour bar, groups, and outlines and rings of no cell yet."
+    n = len(groups)
+    im = ax.imshow(np.zeros((1, 1)), cmap=MATRIX, interpolation="nearest", extent=(-0.5, n - 0.5, n - 0.5, -0.5))
+    ax.figure.colorbar(im, ax=ax, shrink=0.75, pad=0.02)
+    mark_groups(ax, groups)
+    ax.add_collection(LineCollection([], colors="#d55e00", linewidths=1.3, label="hard negatives"))
+    for colour, width in (("w", 2.4), ("k", 1)):
+        ax.plot([], [], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
+    ax.set(xlabel="audio of clip", ylabel="video of clip", xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
+
 # %% ../../nbs/7_look/05_embedding_space.ipynb #532c0dd1
+CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)])  # of a cell
+
+
 def plot_similarity(
     m: np.ndarray,  # [N, N] video rows against audio columns, in the order drawn
     groups: Sequence[str],  # [N] class or speaker of each clip, in the same order
@@ -185,34 +200,11 @@ def plot_similarity(
     outlined: np.ndarray | Sequence[tuple[int, int]] = (),  # (row, column) of hard negatives
     cell: tuple[int, int] | None = None,  # (row, column) to ring
     title: str = "",
-    ax: Axes | None = None,
+    ax: Axes | None = None,  # None makes new axes; those of a matrix of the same clips are changed, which is quicker
 ) -> Axes:
     "Draw the matrix with its groups, hard negatives and the chosen cell."
-    ax, n = ax or new_axes(5.4, 4.5), len(m)
-    im = ax.imshow(np.zeros((1, 1)), cmap=MATRIX, interpolation="nearest", extent=(-0.5, n - 0.5, n - 0.5, -0.5))
-    ax.figure.colorbar(im, ax=ax, shrink=0.75, pad=0.02)
-    mark_groups(ax, groups)
-    ax.add_collection(LineCollection([], colors="#d55e00", linewidths=1.3, label="hard negatives"))
-    for colour, width in (("w", 2.4), ("k", 1)):
-        ax.plot([], [], "o", markersize=9, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
-    ax.set(xlabel="audio of clip", ylabel="video of clip", xlim=(-0.5, n - 0.5), ylim=(n - 0.5, -0.5))
-    return change_similarity(ax, m, label, vmin, vmax, outlined, cell, title)
-
-# %% ../../nbs/7_look/05_embedding_space.ipynb #623f00d5
-CORNERS = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5)])  # of a cell
-
-
-def change_similarity(
-    ax: Axes,  # of `plot_similarity`, drawn for as many clips
-    m: np.ndarray,  # [N, N]; this and what follows as in `plot_similarity`
-    label: str = "cosine of video and audio",
-    vmin: float | None = None,
-    vmax: float | None = None,
-    outlined: np.ndarray | Sequence[tuple[int, int]] = (),
-    cell: tuple[int, int] | None = None,
-    title: str = "",
-) -> Axes:
-    "Change numbers, outlines and the chosen cell on existing axes, which is quicker than drawing all anew."
+    ax = ax or new_axes(5.4, 4.5)
+    if not ax.images: _prepare_matrix(ax, groups)
     im = ax.images[0]
     im.set_data(block_mean(m))
     low, high = (vmin, vmax) if None not in (vmin, vmax) else np.quantile(m, COLOUR_RANGE)

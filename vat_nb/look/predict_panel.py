@@ -6,7 +6,7 @@
 __all__ = ['find_file', 'choose_model', 'PredictPanel']
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #0c5ab207
-import html, io, tempfile
+import html, tempfile
 from pathlib import Path
 from typing import Any
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -17,9 +17,9 @@ from ..data.decoding import ERROR_CODES
 from ..data.io import write_atomically
 from ..data.media_files import SUFFIXES, named_files
 from ..runs.recognizer import Recognizer, newest_run
-from ..training.config import find_settings
+from ..training.settings_file import find_settings
 from .attention_figure import plot_attention
-from .controls import error_html
+from .controls import error_html, figure_png
 from .sliding_windows import plot_over_time, plot_summary, predict_windows, window_batch
 from ..plotting import save_figure
 
@@ -42,30 +42,6 @@ def choose_model(
     checkpoint = Path(run, "checkpoint")
     return str(checkpoint if (checkpoint / "model.safetensors").is_file() else newest_run(Path(run).parent))
 
-# %% ../../nbs/7_look/04b_predict_panel.ipynb #c2ea35fd
-def _image() -> ipywidgets.Image:
-    "Make an image that is hidden until it has a value."
-    layout = ipywidgets.Layout(display="none", max_width="100%", align_self="flex-start")
-    return ipywidgets.Image(format="png", layout=layout)
-
-
-def _upload_button() -> ipywidgets.FileUpload:
-    "Make the button that sends a file."
-    accept, layout = "video/*,audio/*," + ",".join(sorted(SUFFIXES)), ipywidgets.Layout(width="160px")
-    return ipywidgets.FileUpload(accept=accept, description="Choose a video", layout=layout)
-
-
-def _path_text() -> ipywidgets.Text:
-    "Make the field for a path."
-    layout, hint = ipywidgets.Layout(width="480px"), "a file or a folder, then Enter"
-    return ipywidgets.Text(description="or a path", placeholder=hint, continuous_update=False, layout=layout)
-
-
-def _window_slider() -> ipywidgets.IntSlider:
-    "Make the slider for a window, hidden until there are several."
-    layout = ipywidgets.Layout(display="none", width="480px")
-    return ipywidgets.IntSlider(description="window", min=1, max=1, continuous_update=False, layout=layout)
-
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #4e86820a
 class PredictPanel:
     "A panel that takes a video and shows its predictions; `view` is what a notebook displays."
@@ -78,24 +54,32 @@ class PredictPanel:
         hop: float | None = None,  # s from one window to the next; None is half a window
         device: str = "cpu",
     ):
-        self.model, self.run, self.out = model, run, Path(out)
+        w, self.model, self.run, self.out = ipywidgets, model, run, Path(out)
         self.hop, self.device, self.recognizer = hop, device, None
-        self.upload, self.path, self.window_index = _upload_button(), _path_text(), _window_slider()
-        self.status, self.file_table = ipywidgets.HTML(), ipywidgets.HTML()
+        accept, layout = ",".join(["video/*", "audio/*", *sorted(SUFFIXES)]), w.Layout(width="160px")
+        self.upload = w.FileUpload(accept=accept, description="Choose a video", layout=layout)
+        hint, layout = "a file or a folder, then Enter", w.Layout(width="480px")
+        self.path = w.Text(description="or a path", placeholder=hint, continuous_update=False, layout=layout)
+        layout = w.Layout(width="480px")
+        self.window_index = w.IntSlider(description="window", min=1, max=1, continuous_update=False, layout=layout)
+        self.status, self.file_table = w.HTML(), w.HTML()
         self.status.value = (
             "Nothing was asked yet. A file over 10 MB cannot be sent by every JupyterLab "
             "(the one that <code>make lab</code> starts can): name its path instead."
         )
-        self.images = dict(summary=_image(), over_time=_image(), attention=_image())
+        self.images = {
+            name: w.Image(format="png", layout=w.Layout(max_width="100%", align_self="flex-start"))
+            for name in ("summary", "over_time", "attention")
+        }
         self.upload.observe(lambda change: change.new and self.on_upload(change.new[0]), "value")
         self.path.observe(lambda change: change.new.strip() and self.load(change.new), "value")
         self.window_index.observe(lambda change: self.plot_window(), "value")
-        self.save_button = ipywidgets.Button(description="Write files", tooltip=f"tables and figures, into {out}")
+        self.save_button = w.Button(description="Write files", tooltip=f"tables and figures, into {out}")
         self.save_button.on_click(lambda button: self.save())
         self.clear()
         row, (summary, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
         figures = summary, over_time, self.window_index, attention
-        self.view = ipywidgets.VBox([ipywidgets.HBox(row), self.status, self.file_table, *figures])
+        self.view = w.VBox([w.HBox(row), self.status, self.file_table, *figures])
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #651200b9
 @patch
@@ -138,7 +122,7 @@ def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a 
         if self.recognizer is None:
             self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
         self.predict_paths(paths, path)
-    except (OSError, ValueError) as e: self.error, self.status.value = e, error_html(e)
+    except Exception as e: self.error, self.status.value = e, error_html(e)
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #56cca31d
 @patch
@@ -159,7 +143,11 @@ def predict_paths(
         self.windowed, self.media = predict_windows(model, store, predictions.clips[0], self.hop)
         self.store, self.clip, self.name = store, predictions.clips[0], source.name
         self.predictions = predictions
-    self._draw_predictions()
+    self.status.value, n = self.summary_text(), len(self.windowed.start)
+    for name, figure in self._figures().items(): self._show(name, figure)
+    with self.window_index.hold_trait_notifications(): self.window_index.max, self.window_index.value = n, 1
+    self.window_index.layout.display = "" if n > 1 else "none"
+    self.plot_window()
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #ce020581
 @patch
@@ -202,25 +190,17 @@ def summary_text(self: PredictPanel) -> str:  # HTML
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #dbdebdfb
 @patch
-def _draw_predictions(self: PredictPanel) -> None:
-    "Show the predictions for a single file."
+def _figures(self: PredictPanel, title: str = "") -> dict[str, Figure]:  # title: of the figure over time
+    "Draw the predictions for a single file; the figures by name."
     task = self.recognizer.task
-    self.status.value = self.summary_text()
-    self._show("summary", plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure)
-    self._show("over_time", next(iter(plot_over_time(self.windowed, self.media, task).values())).figure)
-    n, slider = len(self.windowed.start), self.window_index
-    with slider.hold_trait_notifications(): slider.max, slider.value = n, 1
-    slider.layout.display = "" if n > 1 else "none"
-    self.plot_window()
+    over_time = next(iter(plot_over_time(self.windowed, self.media, task, title).values())).figure
+    return dict(summary=plot_summary(*self.clip_scores(), self.media, task, self.name)[0].figure, over_time=over_time)
 
 
 @patch
 def _show(self: PredictPanel, name: str, figure: Figure) -> None:  # name: key of `images`
     "Show a figure in its place."
-    png = io.BytesIO()
-    figure.savefig(png, dpi=100)
-    plt.close(figure)
-    self.images[name].value, self.images[name].layout.display = png.getvalue(), ""
+    self.images[name].value, self.images[name].layout.display = figure_png(figure, 100), ""
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #726c3a0f
 @patch
@@ -246,21 +226,13 @@ def plot_window_attention(
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #9a1424cd
 @patch
-def _figures(self: PredictPanel) -> dict[str, Figure]:  # name -> figure
-    "Draw the figures of a single file."
-    task, scores = self.recognizer.task, self.clip_scores()
-    over_time = next(iter(plot_over_time(self.windowed, self.media, task, self.name).values())).figure
-    summary = plot_summary(*scores, self.media, task, self.name)[0].figure
-    return dict(summary=summary, over_time=over_time, attention=self.plot_window_attention(self.window_index.value - 1))
-
-
-@patch
 def save(self: PredictPanel) -> list[Path]:  # the files
     "Write predictions.csv, and of a single file over_time.csv and the figures."
     if self.rows.empty: return []
     tables, figures = {"predictions.csv": self.rows}, {}
     if self.windowed is not None:
-        tables["over_time.csv"], figures = self.windowed.to_frame(self.recognizer.task), self._figures()
+        tables["over_time.csv"] = self.windowed.to_frame(self.recognizer.task)
+        figures = self._figures(self.name) | dict(attention=self.plot_window_attention(self.window_index.value - 1))
     for name, table in tables.items(): write_atomically(self.out / name, table.to_csv(index=False).encode())
     for name, figure in figures.items():
         save_figure(figure, self.out / f"figures/{name}.png")

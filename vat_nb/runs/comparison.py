@@ -21,8 +21,9 @@ from ..data.corruption import CONDITIONS, Condition
 from ..data.label_record import labels_digest
 from ..data.store import Store
 from ..evaluation.ensemble import load_predictions, save_predictions
-from ..evaluation.predictions import Predictions
-from .pipeline import NO_START, predict_clips, stage_settings, train_model
+from ..encoders.inputs import build_loader
+from ..evaluation.predictions import Predictions, predict
+from .pipeline import NO_START, stage_settings, train_model
 from vat_nb.runs.splits import (
     Split, build_accelerator, check_recipe, drop_labels, is_labelled, prepare_store, split_clips,
 )
@@ -89,10 +90,9 @@ def run_recipe(
         pretraining = folder / f"pretraining {run_key(recipe, 'pretrain')} {ids}.safetensors"
         model, _ = train_model(data, split, recipe, accelerator, pretraining)
         for c in conditions:
-            predictions = predict_clips(
-                model, data, clips, recipe, accelerator, condition=None if c == CONDITIONS[0] else c,
-                device=accelerator.device,
-            )
+            condition = None if c == CONDITIONS[0] else c
+            loader = build_loader(data, clips, recipe, condition=condition, device=accelerator.device)
+            predictions = predict(model, loader, accelerator.autocast)
             save_predictions(files[c.name], predictions, recipe.part("both", *STAGES))
     return {name: load_predictions(f, clips, recipe.part("both", *STAGES)) for name, f in files.items()}
 

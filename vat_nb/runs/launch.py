@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from IPython.display import display
 from ..training.checkpoint import SAVE_SIGNAL, load_weights
 from ..data.io import Busy, hold_lock, parse_value
-from ..training.config import Recipe, load_recipe
+from ..training.config import Recipe
+from ..training.settings_file import load_recipe
 from .pipeline import finetune, new_model, pretrain
 from .snapshots import keep_run, subsample_clips
 from .splits import build_accelerator, check_recipe, monitor_clips, prepare_store, split_clips

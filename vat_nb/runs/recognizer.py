@@ -4,29 +4,34 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'MODEL_FIELDS', 'ADDED_SETTINGS', 'model_recipe', 'validate_model_config', 'model_folders', 'find_encoders',
-           'check_digest', 'Recognizer', 'frozen_digests', 'newest_run', 'predict_files', 'export_graph']
+           'check_digest', 'Recognizer', 'frozen_digests', 'newest_run', 'predict_files']
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #e229cd26
 import json, os, tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, hf_hub_download
 from scipy.special import softmax
+
+# %% ../../nbs/6_runs/02_recognizer.ipynb #e7ab96dd
 from ..training.checkpoint import load_tensors, load_weights, save_tensors
-from ..types import SAMPLE_RATE, Batch, Clip
-from ..training.config import FIELDS, RENAMED, STREAMS, Recipe, find_settings
+from ..types import Clip
+from ..training.config import FIELDS, RENAMED, Recipe
+from ..training.settings import STREAMS
+from ..training.settings_file import find_settings
 from ..data.io import ParameterError, write_atomically
 from ..evaluation.predictions import Predictions, predict
-from ..encoders.feature_cache import CacheRecord, RememberedSource, cache_folder, parse_record, read_record
+from ..encoders.feature_cache import CacheRecord, parse_record
 from ..encoders.feature_extraction import BackboneSource, weights_digest
-from ..encoders.feature_loading import FeatureDataset, feature_loader, speaker_scales
-from ..encoders.inputs import encoder_spec, load_backbone, model_config
-from ..data.dataloader import make_loader
-from ..model import HEADS, VAT
+from ..encoders.feature_loading import FeatureDataset, collate_features, speaker_scales
+from ..encoders.inputs import encoder_spec, feature_records, load_backbone, model_config
+from ..data.dataloader import load_windows, make_loader
+from ..model import VAT
 from ..sizes import build_vat
 from ..data.store import Store, open_store
 from ..data.preprocessing import preprocess
@@ -122,7 +127,7 @@ class Recognizer(ModelHubMixin, library_name="vat_nb", tags=["emotion-recognitio
         self.labels = labels
         self.model, self.task, self.temperature = model.eval(), task, temperature
         self.recipe = model_recipe(recipe.model_part())
-        self.encoders = encoders if encoders is not None else _records(recipe)
+        self.encoders = encoders if encoders is not None else feature_records(recipe.store_dir, recipe)
         self.backbones: dict[str, torch.nn.Module] = {}  # loaded and checked before the first prediction
         self.folders = model_folders()  # of encoders
 
@@ -150,12 +155,6 @@ def frozen_digests(
         digests[stream] = weights_digest(encoder.backbone, {k.removeprefix("backbone.") for k in encoder.fixed})
     return digests
 
-
-def _records(recipe: Recipe) -> dict[str, CacheRecord]:
-    "Read the records of a recipe's features; none where its model reads clips."
-    if not recipe.reads_features: return {}
-    return {s: read_record(cache_folder(recipe.store_dir, encoder_spec(recipe, s))) for s in STREAMS}
-
 # %% ../../nbs/6_runs/02_recognizer.ipynb #15cc546b
 def _parse_config(config: dict[str, Any], path: str | Path) -> tuple[Recipe, Task, float]:
     "Check the configuration of a saved model. Raises ValueError."
@@ -171,15 +170,9 @@ def _parse_config(config: dict[str, Any], path: str | Path) -> tuple[Recipe, Tas
     return recipe, task, temperature
 
 
-def _fetch(
-    name: str, revision=None, cache_dir=None, force_download=False, local_files_only=False, token=None, **_
-) -> str:
+def _fetch(name: str, **hub) -> str:
     "Download the weights of a model. Raises FileNotFoundError."
-    try:
-        return hf_hub_download(
-            name, "model.safetensors", revision=revision, cache_dir=cache_dir, force_download=force_download,
-            local_files_only=local_files_only, token=token,
-        )
+    try: return hf_hub_download(name, "model.safetensors", **hub)
     except Exception as e:  # no such folder, no such repository, no network: the way out is the same
         raise FileNotFoundError(
             f"no trained model in the folder {name}, and none could be fetched under that name ({type(e).__name__}): "
@@ -208,7 +201,7 @@ def from_pretrained(  # the mixin's would also read config.json, which says noth
     if not encoders:
         names = {f"{s}_encoder": getattr(recipe, f"{s}_encoder") for s in STREAMS}
         recipe = recipe.replace(**find_encoders(names, folders))
-    model = build_vat(model_config(recipe, task, {k: record.layout for k, record in encoders.items()}))
+    model = build_vat(model_config(recipe, task, encoders))
     digests = frozen_digests(model)
     for stream, expected in config.get("frozen", {}).items():
         check_digest(getattr(recipe, f"{stream}_encoder"), digests.get(stream), expected)
@@ -255,7 +248,7 @@ def predict_store(
     "Predict every clip that could be read."
     frames = self.recipe.num_frames
     if not self.encoders: return predict(self.model, make_loader(store, store.usable(), frames, batch_size=16))
-    return predict(self.model, feature_loader(self.dataset(store), batch_size=16))
+    return predict(self.model, load_windows(self.dataset(store), batch_size=16, collate_fn=collate_features))
 
 # %% ../../nbs/6_runs/02_recognizer.ipynb #d4a2b0fb
 @patch
@@ -284,7 +277,8 @@ def dataset(
 ) -> FeatureDataset:
     "Build a dataset that computes features on demand. Raises ValueError where a speaker has too few clips."
     clips, device = store.usable() if clips is None else clips, next(self.model.parameters()).device
-    sources = [RememberedSource(BackboneSource(b, store, device)) for b in self.load_encoders().values()]
+    sources = [BackboneSource(b, store, device) for b in self.load_encoders().values()]
+    for source in sources: source.read = cache(source.read)  # each clip is computed once, for all of its windows
     scales = None
     if self.recipe.speaker_normalization:
         speakers = [c.speaker for c in store.usable()]
@@ -360,37 +354,3 @@ def predict_files(
     "Predict emotion for video files, one row each. Raises FileNotFoundError when there is no trained model."
     folder = model or newest_run(find_settings().parent / "runs")
     return Recognizer.from_pretrained(str(folder)).predict(paths, processes)
-
-# %% ../../nbs/6_runs/02_recognizer.ipynb #6ce487a1
-class _Graph(torch.nn.Module):
-    def __init__(self, model: VAT):
-        super().__init__()
-        self.model = model
-
-    def forward(self, video, video_mask, audio, audio_mask):
-        unused = video_mask[:, 0]  # labels and ids, which are not read
-        out = self.model(Batch(video, video_mask, audio, audio_mask, unused, unused[:, None], unused))
-        return {f"{h} {k}": getattr(getattr(out, h), k) for h in HEADS for k in ("logits", "values")}
-
-# %% ../../nbs/6_runs/02_recognizer.ipynb #c2c971d9
-def export_graph(
-    recognizer: Recognizer,  # of a model that reads frames and samples
-    path: str | Path | None = None,  # a .pt2 file to write; None writes none
-) -> torch.export.ExportedProgram:
-    "Export the computation from clips to logits and values of all heads. Raises ValueError for a model of features."
-    r, clips = recognizer.recipe, torch.export.Dim("clips", min=1, max=4096)
-    if recognizer.encoders:
-        raise ValueError(
-            "this model reads features of pretrained encoders, not frames and audio, and has no graph of its own: "
-            "use Recognizer.predict, or train with -p encoders none"
-        )
-    frames, samples = r.num_frames, round(r.num_frames / r.fps * SAMPLE_RATE)
-    example = (
-        torch.zeros(2, frames, 3, r.image_size, r.image_size, dtype=torch.uint8),
-        torch.ones(2, frames, dtype=torch.bool),
-        torch.zeros(2, samples, dtype=torch.int16),
-        torch.ones(2, samples, dtype=torch.bool),
-    )
-    program = torch.export.export(_Graph(recognizer.model).eval(), example, dynamic_shapes=({0: clips},) * 4)
-    if path: torch.export.save(program, path)
-    return program

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PairScores', 'paired_batches', 'score_pairs', 'random_partners', 'same_person_partners', 'cluster_people',
-           'TimeShift', 'area_interval', 'people_of', 'matching_table', 'recall_table', 'pair_table']
+           'shift_audio', 'area_interval', 'people_of', 'matching_table', 'recall_table', 'pair_table']
 
 # %% ../../nbs/6_runs/03_retrieval.ipynb #40fdfb64
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader
 from ..types import SAMPLE_RATE, Batch, Clip
+from ..data.corruption import clip_rng
 from ..encoders.inputs import build_loader, can_corrupt
 from ..evaluation.metrics import area_under_curve, bootstrap_ci
 from ..model import VAT
@@ -99,20 +100,16 @@ def cluster_people(
     return best_labels
 
 # %% ../../nbs/6_runs/03_retrieval.ipynb #94bb51df
-class TimeShift(NamedTuple):
-    "A condition under which a clip's own audio is too late or too early."
-    min_s: float = 0.4  # smallest shift in s
-    max_s: float = 0.8  # largest shift in s
-    name: str = "shifted"
-
-    def __call__(
-        self,
-        frames: np.ndarray,
-        wave: np.ndarray,
-        rng: np.random.Generator,
-        noise: Any = None,  # not used
-    ) -> tuple[np.ndarray, np.ndarray]:  # as `Condition`
-        return frames, np.roll(wave, round(rng.uniform(self.min_s, self.max_s) * rng.choice([-1, 1]) * SAMPLE_RATE))
+def shift_audio(
+    clip: Clip,
+    frames: np.ndarray,
+    wave: np.ndarray,
+    noise: Any = None,  # not used
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:  # as `Condition`
+    "Shift a clip's own audio, by 0.4 to 0.8 s to either side."
+    rng = clip_rng(seed, clip.id)
+    return frames, np.roll(wave, round(rng.uniform(0.4, 0.8) * rng.choice([-1, 1]) * SAMPLE_RATE))
 
 
 def area_interval(
@@ -164,7 +161,7 @@ def matching_table(
         wrong = score_pairs(model, loader([clips[i] for i in use]), loader([clips[i] for i in partners[use]]))
         rows.append(_areas(name, PairScores(right.matching[use], right.cosine[use]), wrong))
     if can_corrupt(recipe):
-        wrong = score_pairs(model, loader(clips), loader(clips, condition=TimeShift()))
+        wrong = score_pairs(model, loader(clips), loader(clips, condition=shift_audio))
         rows.append(_areas("its own, shifted", right, wrong))
     columns = ["wrong", "clips", "matching", "low", "high", "cosine", "cosine low", "cosine high", "loss"]
     return pd.DataFrame(rows, columns=columns)
@@ -180,8 +177,9 @@ def recall_table(
     for k in ks:
         row = dict(k=k, chance=min(k / n, 1.0))
         for name, sim in (("v2a_recall", similarity), ("a2v_recall", similarity.T)):
-            rank = (sim > np.diag(sim)[:, None]).sum(1)
-            hit = (rank < k).astype(float)
+            own = np.diag(sim)[:, None]
+            above, equal = (sim > own).sum(1), (sim == own).sum(1)  # the own partner is one of the equal ones
+            hit = ((k - above) / equal).clip(0, 1)  # in any order of these
             low, high = bootstrap_ci(lambda rows: hit[rows].mean(), n, n_resamples=500)
             row |= {name: hit.mean(), f"{name} low": low, f"{name} high": high}
         rows.append(row)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HELD_SPLITS', 'check_recipe', 'resolve_faces', 'build_accelerator', 'store_settings', 'prepare_store', 'is_labelled',
            'drop_labels', 'subsample_labels', 'Split', 'spread', 'monitor_clips', 'has_both', 'check_pseudo',
-           'split_clips', 'split_unlabelled', 'clip_weights', 'counted_clips', 'audit_hash']
+           'split_clips', 'split_unlabelled', 'read_weights', 'clip_weights', 'counted_clips', 'audit_hash']
 
 # %% ../../nbs/6_runs/00_splits.ipynb #3f0d0af0
 import hashlib, math
@@ -28,7 +28,8 @@ from ..data.store import Store, StoreSettings, open_store
 from ..data.preprocessing import check_failure_rate, dask_client, preprocess
 from ..encoders.inputs import check_available, prepare_features
 from ..training.checkpoint import check_same_config
-from ..training.config import Recipe, find_settings
+from ..training.config import Recipe
+from ..training.settings_file import find_settings
 from ..training.fit import make_accelerator, tracker_names
 
 # %% ../../nbs/6_runs/00_splits.ipynb #3424fbcd
@@ -127,7 +128,7 @@ class Split(NamedTuple):
     unlabelled: list[Clip]  # without labels, or with labels that may not be used
     test_splits: list[str]  # names of the labelled splits that are scored
     epoch_size: int  # labelled clips of an epoch; where label_fraction removes labels, the others are repeated
-    held: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
+    held_out: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
 
 # %% ../../nbs/6_runs/00_splits.ipynb #2cfc018b
 def spread(
@@ -145,7 +146,7 @@ def monitor_clips(
 ) -> list[Clip]:
     "Choose clips with video and audio to measure alignment: of the first scored split that has any, else of others."
     tests = (filter(is_labelled, data.usable(name)) for name in split.test_splits)
-    for clips in (split.held, *tests, split.valid, split.train):
+    for clips in (split.held_out, *tests, split.valid, split.train):
         if pairs := [c for c in clips if has_both(data, c)]: return spread(pairs, most)
     return []
 
@@ -224,6 +225,30 @@ def split_unlabelled(
     return Split([], [], [drop_labels(c) for c in rest], [], 0, tuple(test))
 
 # %% ../../nbs/6_runs/00_splits.ipynb #b3927af1
+def read_weights(
+    path: Path,  # an audit file: CSV with the columns id and weight
+    ids: set[str] | None = None,  # of the release's clips; None allows any
+) -> dict[str, float]:  # id -> 0..1
+    "Read an audit file. Raises ParameterError for one that is wrong."
+    table = pd.read_csv(path, dtype=dict(id=str))
+    if not {"id", "weight"} <= set(table):
+        raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
+    weights = pd.to_numeric(table["weight"], errors="coerce")
+    strangers, wrong = sorted(set(table["id"]) - ids) if ids else [], table["id"][~weights.between(0, 1)]
+    if strangers:
+        raise ParameterError(
+            f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; "
+            f"{len(strangers)} in all): take the audit of this release"
+        )
+    if len(wrong):
+        raise ParameterError(
+            f"weights in {path} are numbers from 0 (drop) to 1 (count in full); mend the clip {wrong.iloc[0]}"
+        )
+    twice = table["id"][table["id"].duplicated()]
+    if len(twice): raise ParameterError(f"{path} names the clip {twice.iloc[0]} twice: leave one of the rows")
+    return dict(zip(table["id"], weights.astype(float)))
+
+# %% ../../nbs/6_runs/00_splits.ipynb #45811bae
 def clip_weights(
     data: Store,
     recipe: Recipe,  # its `clip_weights` is a CSV with columns id and weight; a relative path starts at settings.ini
@@ -234,30 +259,7 @@ def clip_weights(
         raise ParameterError(
             f"there is no audit file {path}: save one in nbs/alignment.ipynb, or set clip_weights to None"
         )
-    table = pd.read_csv(path, dtype=dict(id=str))
-    if not {"id", "weight"} <= set(table):
-        raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
-    weights = pd.to_numeric(table["weight"], errors="coerce")
-    _check_weights(path, table, weights, {c.id for c in data.clips})
-    return dict(zip(table["id"], weights.astype(float)))
-
-# %% ../../nbs/6_runs/00_splits.ipynb #d1121a66
-def _check_weights(path: Path, table: pd.DataFrame, weights: pd.Series, ids: set[str]) -> None:
-    "Raise ParameterError for clips of another release, weights outside 0..1 and clips that are named twice."
-    strangers, wrong = sorted(set(table["id"]) - ids), table["id"][~weights.between(0, 1)]
-    if len(strangers):
-        raise ParameterError(
-            f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; "
-            f"{len(strangers)} in all): take the audit of this release"
-        )
-    if len(wrong):
-        raise ParameterError(
-            f"weights in {path} are numbers from 0 (drop) to 1 (count in full); mend the clip {wrong.iloc[0]}"
-        )
-    if table["id"].duplicated().any():
-        raise ParameterError(
-            f"{path} names the clip {table['id'][table['id'].duplicated()].iloc[0]} twice: leave one of the rows"
-        )
+    return read_weights(path, {c.id for c in data.clips})
 
 # %% ../../nbs/6_runs/00_splits.ipynb #d91c9b9b
 def counted_clips(

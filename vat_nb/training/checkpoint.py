@@ -11,7 +11,6 @@ import hashlib, json, os, signal, threading, time, warnings
 from pathlib import Path
 from typing import Any
 import safetensors, torch
-from fastcore.basics import patch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -174,23 +173,19 @@ class Checkpoints:
         os.replace(new, self.path)
         self.saved = time.monotonic()
 
-# %% ../../nbs/3_training/02_checkpoint.ipynb #e8126a41
-@patch
-def load(self: Checkpoints) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    "Read the last state that is whole; None where there is none. Raises ValueError when all are damaged."
-    paths = [p for p in (self.path, self.previous) if p.exists()]
-    for path in paths:
-        try: return load_tensors(path)
-        except ValueError as e:
-            if path == paths[-1]: raise
-            warnings.warn(f"{e}; going on from the state before it")
-    return None
+    def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        "Read the last state that is whole; None where there is none. Raises ValueError when all are damaged."
+        paths = [p for p in (self.path, self.previous) if p.exists()]
+        for path in paths:
+            try: return load_tensors(path)
+            except ValueError as e:
+                if path == paths[-1]: raise
+                warnings.warn(f"{e}; going on from the state before it")
+        return None
 
-
-@patch
-def clear(self: Checkpoints) -> None:
-    "Delete the files of the run."
-    for p in (self.path, self.previous, self.best): p.unlink(missing_ok=True)
+    def clear(self) -> None:
+        "Delete the files of the run."
+        for p in (self.path, self.previous, self.best): p.unlink(missing_ok=True)
 
 # %% ../../nbs/3_training/02_checkpoint.ipynb #72979691
 SAVE_SIGNAL = getattr(signal, "SIGUSR1", signal.SIGTERM)  # Windows has none

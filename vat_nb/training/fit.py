@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKERS', 'seed_everything', 'tracker_names', 'make_accelerator', 'Validation', 'Best', 'evaluate', 'best_epoch',
-           'save_run', 'select_prefix', 'load_run', 'student_weights', 'sync_stop', 'log_skipped_step',
-           'start_trackers', 'log_epoch', 'fit', 'batch_bar', 'StageState', 'StageRun']
+           'select_prefix', 'load_run', 'student_weights', 'sync_stop', 'log_skipped_step', 'start_trackers',
+           'log_epoch', 'fit', 'StageRun']
 
 # %% ../../nbs/3_training/04_fit.ipynb #6e7e7c42
 import csv, importlib.util, json, math, time
@@ -17,7 +17,6 @@ import torch, torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, gather_object, set_seed
-from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -26,7 +25,9 @@ from ..distributed import full_state_dict, process_count, process_rank, shard_bl
 from ..finetuning import Finetune
 from ..model import VAT
 from ..pretraining import Pretrain
-from ..train_loop import DataReadError, EpochState, OptimConfig, StepRunner, make_optimizer, train_epoch
+from vat_nb.train_loop import (
+    SUMMED, DataReadError, EpochState, OptimConfig, StepRunner, make_optimizer, train_epoch,
+)
 from vat_nb.training.checkpoint import (
     Checkpoints, Signals, check_same_config, load_optimizer, load_tensors, load_weights, optimizer_tensors,
     random_state, save_tensors, set_random_state,
@@ -130,23 +131,6 @@ def best_epoch(history: list[EpochLog]) -> Best | None:  # None where nothing wa
     scores = [s for s in scores if math.isfinite(s[0])]
     return max(scores, key=lambda s: s[0])[1] if scores else None
 
-# %% ../../nbs/3_training/04_fit.ipynb #d2aea130
-def save_run(
-    checkpoints: Checkpoints, objective: nn.Module, optimizer: torch.optim.Optimizer,
-    history: list[EpochLog], state: EpochState,
-    settings: dict[str, Any],  # of the run
-) -> None:
-    "Write all that a run needs to resume."
-    tensors = {f"objective.{k}": v for k, v in full_state_dict(objective).items()}
-    tensors |= {f"sums.{kind}/{k}": v for kind, sums in state.sums.items() for k, v in sums.items()}
-    tensors |= optimizer_tensors(optimizer, objective)
-    if process_rank(): return
-    metadata = dict(
-        history=[asdict(log) for log in history], state=asdict(replace(state, sums={})), about=settings,
-        processes=process_count(),
-    )
-    checkpoints.save(tensors | random_state(), metadata)
-
 # %% ../../nbs/3_training/04_fit.ipynb #14255be4
 def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     "Select the tensors whose names begin with a prefix, without it."
@@ -171,8 +155,7 @@ def load_run(
     set_random_state(tensors)
     device = next(objective.parameters()).device
     sums = {
-        kind: {k: v.to(device) for k, v in select_prefix(tensors, f"sums.{kind}/").items()}
-        for kind in EpochState().sums
+        kind: {k: v.to(device) for k, v in select_prefix(tensors, f"sums.{kind}/").items()} for kind in SUMMED
     }
     return history, EpochState(**metadata["state"] | dict(sums=sums))
 
@@ -264,20 +247,9 @@ def fit(
     if curves: curves.close(run.history)
     return run.history
 
-# %% ../../nbs/3_training/04_fit.ipynb #ed3d70dd
-def batch_bar(
-    objective: Pretrain | Finetune,
-    total: int,  # batches of the run
-    initial: int,  # of these, that are done
-    visible: bool,  # False: another process shows it
-) -> tqdm:
-    "Start the progress bar of a run, under the name of its objective."
-    name = type(objective).__name__.lower()
-    return tqdm(desc=name, total=total, initial=initial, unit="batch", mininterval=5, disable=not visible)
-
 # %% ../../nbs/3_training/04_fit.ipynb #d4f04788
-class StageState:
-    "History, state within the epoch and best weights of a stage, restored from its checkpoint."
+class StageRun:
+    "A stage of training: history, state within the epoch and best weights, restored from its checkpoint."
 
     def __init__(  # as `fit` takes them
         self, objective, loader, accelerator, epochs, config, checkpoint, settings, save_minutes, seed
@@ -300,23 +272,15 @@ class StageState:
         if len(self.history) < epochs:  # sharded blocks average their gradients themselves
             wrapped = accelerator.prepare_model(wrapped, device_placement=False, evaluation_mode=sharded)
         self.run_step = StepRunner(self.objective, wrapped, accelerator, config, seed)
-        self.bar = batch_bar(objective, epochs * len(self.loader), self.batches_done, self.main)
+        name, total = type(objective).__name__.lower(), epochs * len(self.loader)
+        self.bar = tqdm(
+            desc=name, total=total, initial=self.batches_done, unit="batch", mininterval=5, disable=not self.main
+        )
 
     @property
     def batches_done(self) -> int:
         "Count the batches of the run so far."
         return len(self.history) * len(self.loader) + self.state.batches_seen
-
-# %% ../../nbs/3_training/04_fit.ipynb #71a5d5fd
-@patch
-def save(self: StageState) -> None:
-    "Write a state, if the run keeps any."
-    if not self.checkpoints or not (self.main or self.config.shard_encoders): return
-    save_run(self.checkpoints, self.objective, self.optimizer, self.history, self.state, self.settings)
-
-# %% ../../nbs/3_training/04_fit.ipynb #fa486b16
-class StageRun(StageState):
-    "A stage of training."
 
     def train_epoch(self, epoch: int, signals: Signals) -> EpochLog:
         "Train one epoch; save when it is time, after a signal, and when clips can no longer be read."
@@ -338,24 +302,33 @@ class StageRun(StageState):
             self.save()
             raise
 
-# %% ../../nbs/3_training/04_fit.ipynb #e9476bcb
-@patch
-def end_epoch(self: StageRun, log: EpochLog) -> None:
-    "Take an epoch into the history, and keep its weights if they are the best so far."
-    self.history.append(log)
-    self.state = EpochState()
-    self.objective.after_epoch(self.history)
-    best = best_epoch(self.history)
-    if not best or best.epoch != len(self.history): return
-    weights = full_state_dict(getattr(self.objective, best.source))
-    self.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
-    if self.checkpoints and self.main: save_tensors(self.checkpoints.best, self.best, best._asdict())
+    def end_epoch(self, log: EpochLog) -> None:
+        "Take an epoch into the history, and keep its weights if they are the best so far."
+        self.history.append(log)
+        self.state = EpochState()
+        self.objective.after_epoch(self.history)
+        best = best_epoch(self.history)
+        if not best or best.epoch != len(self.history): return
+        weights = full_state_dict(getattr(self.objective, best.source))
+        self.best = {k: v.detach().cpu().clone() for k, v in weights.items()}
+        if self.checkpoints and self.main: save_tensors(self.checkpoints.best, self.best, best._asdict())
 
+    def save(self) -> None:
+        "Write all that the run needs to resume, if it keeps any state."
+        if not self.checkpoints or not (self.main or self.config.shard_encoders): return
+        tensors = {f"objective.{k}": v for k, v in full_state_dict(self.objective).items()}
+        tensors |= {f"sums.{kind}/{k}": v for kind, sums in self.state.sums.items() for k, v in sums.items()}
+        tensors |= optimizer_tensors(self.optimizer, self.objective)
+        if process_rank(): return
+        metadata = dict(
+            history=[asdict(log) for log in self.history], state=asdict(replace(self.state, sums={})),
+            about=self.settings, processes=process_count(),
+        )
+        self.checkpoints.save(tensors | random_state(), metadata)
 
-@patch
-def close(self: StageRun) -> None:
-    "Leave the best weights in the student."
-    self.bar.close()
-    self.accelerator.free_memory()  # it would keep model and optimiser of every run
-    if self.config.shard_encoders: self.original.load_state_dict(full_state_dict(self.objective))
-    if self.best: self.original.student.load_state_dict(self.best)
+    def close(self) -> None:
+        "Leave the best weights in the student."
+        self.bar.close()
+        self.accelerator.free_memory()  # it would keep model and optimiser of every run
+        if self.config.shard_encoders: self.original.load_state_dict(full_state_dict(self.objective))
+        if self.best: self.original.student.load_state_dict(self.best)

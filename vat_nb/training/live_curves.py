@@ -6,7 +6,7 @@
 __all__ = ['progress_line', 'LiveCurves']
 
 # %% ../../nbs/3_training/03_live_curves.ipynb #f02f133c
-import datetime, io, math, time
+import datetime, io, math, statistics, time
 import ipywidgets, matplotlib.pyplot as plt
 from IPython.display import display
 from ..plotting import plot_progress
@@ -19,8 +19,7 @@ def progress_line(
 ) -> str:
     "Describe a run: its progress, the time left, and the numbers of its last epoch."
     log, left = history[-1], epochs - len(history)
-    seconds = sorted(h.seconds for h in history[-5:])
-    to_go = datetime.timedelta(seconds=left * seconds[len(seconds) // 2])
+    to_go = datetime.timedelta(seconds=left * statistics.median_high(h.seconds for h in history[-5:]))
     to_go_s = datetime.timedelta(seconds=round(to_go.total_seconds()))
     end = f", {to_go_s} to go (until {datetime.datetime.now() + to_go:%H:%M})"
     numbers = [
