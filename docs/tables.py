@@ -179,7 +179,7 @@ def fused_against(
         return ""
     split, result = next(iter(splits.items()))
     differences = result.get("fused_against", {}).items()
-    pairs = [f"{head} {d:+.2f} ({low:+.2f} to {high:+.2f})" for head, (d, low, high) in differences]
+    pairs = [f"{head} {gain_text(difference)}" for head, difference in differences]
     return f"The fused head of {split} minus the single ones, on the same clips: {', '.join(pairs)}." if pairs else ""
 
 

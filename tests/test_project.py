@@ -126,11 +126,11 @@ def test_jupyterlab_listens_on_this_machine_only_and_keeps_its_token():
     assert not [p for p in shipped if re.search(r"token\s*=\s*(''|\"\")", p.read_text(errors="ignore"))]
 
 
-def cells_of_notebooks():
-    "The path of a notebook, a cell and its text, for every cell that is not prose."
+def cells_of_notebooks(prose=False):
+    "The path of a notebook, a cell and its text, for every cell of prose, or for every other one."
     for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
-            if cell["cell_type"] != "markdown":
+            if (cell["cell_type"] == "markdown") == prose:
                 yield path, cell, "".join(cell["source"])
 
 
@@ -219,8 +219,7 @@ def test_an_exported_cell_fits_on_a_screen():
 def test_links_of_notebooks_lead_to_files():
     "In Jupyter, where the site's own test does not look: relative to the notebook's folder."
     wrong = []
-    for path in sorted((PROJECT / "nbs").rglob("*.ipynb")):
-        text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+    for path, _, text in cells_of_notebooks(prose=True):
         for link in re.findall(r"\]\(([^)\s]+)\)", text):
             place = unquote(link.partition("#")[0])
             if place and ":" not in place and not (path.parent / place).exists():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MATRIX', 'SPECTRUM', 'PALETTE', 'SCALAR_PANELS', 'CURVE_PANELS', 'PNG_BYTES', 'set_style', 'new_axes', 'plot_matrix',
            'plot_frames', 'plot_wave', 'plot_logmel', 'plot_curves', 'plot_intervals', 'group_history', 'plot_progress',
-           'FigureRow', 'compose_figure', 'shrink_png', 'save_figure']
+           'FigureRow', 'compose_figure', 'shrink_png', 'save_figure', 'figure_png']
 
 # %% ../nbs/1_method/02_plotting.ipynb #476986d0
 import io, math
@@ -267,3 +267,16 @@ def save_figure(
         root.set_layout_engine("none")
     png = path.with_suffix(".png")
     png.write_bytes(shrink_png(png.read_bytes()))
+
+# %% ../nbs/1_method/02_plotting.ipynb #f05d779a
+def figure_png(
+    figure: Figure,  # is closed
+    dpi: float = 80,  # dots per inch
+) -> bytes:
+    "Render a figure for an image widget."
+    out = io.BytesIO()
+    # saving would give a figure without a layout engine this one
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        figure.savefig(out, dpi=dpi, pil_kwargs=dict(compress_level=1))
+    plt.close(figure)
+    return out.getvalue()

@@ -146,9 +146,11 @@ def write_demo(
     if (root / "truth.json").exists(): return root
     claim_folder(root)
     for p in plans: Path(root, p.file).parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(max(processes, 1), mp_context=get_context("spawn")) as pool:  # starts them when asked
-        clips = (pool.map if processes else map)(partial(render, root), plans)
-        for _ in tqdm(clips, f"rendering {root.name}", len(plans), unit="clip", mininterval=2): pass
+    bar = partial(tqdm, desc=f"rendering {root.name}", total=len(plans), unit="clip", mininterval=2)
+    if processes:
+        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+            list(bar(pool.map(partial(render, root), plans)))
+    else: list(bar(map(partial(render, root), plans)))
     truth = pd.DataFrame(plans)
     LABELS[layout](root, truth)
     speakers = truth[["name", "person"]].rename(columns=dict(person="speaker"))

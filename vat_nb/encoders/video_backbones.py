@@ -145,8 +145,9 @@ class VideoBackbone(nn.Module):
         out, frames = torch.zeros(shape, device=video.device), video.flatten(0, 1)
         size = 4 if video.device.type == "cpu" else 64  # clips at a time: what a few leave behind stays in the cache
         for r, c in zip(rows.split(size), columns.split(size)):
+            if not len(r): continue
             x = frames.index_select(0, (r[:, None] * T + clips[r, c]).flatten()).unflatten(0, (-1, n))
-            if len(r): out[r, c] = self.encode_frames(x).to(out.dtype)
+            out[r, c] = self.encode_frames(x).to(out.dtype)
         mask = real.flatten(1).unflatten(1, (-1, layout.tubelet)).any(-1)[:, :-(-T // layout.tubelet)]
         features = out.flatten(1, 2)[:, :mask.shape[1]]
         return features.flatten(1, 2), mask.repeat_interleave(layout.grid ** 2, 1)

@@ -21,14 +21,14 @@ from ..data.speaker_norm import speaker_normalization
 from ..data.store import Store
 from ..encoders.inputs import build_loader
 from .attention_film import film_bytes
-from .controls import Controls, aligned, figure_png
+from .controls import Controls, aligned
 from vat_nb.look.embedding_space import (
     METHODS, ORDERS, clip_order, embedding_metrics, group_names, hard_pairs, map_points, matching_matrix, plot_map,
     plot_similarity,
 )
 from ..model import VAT
-from ..plotting import plot_frames, plot_wave
-from ..runs.snapshots import Run, Snapshot, run_model, subsample_clips, take_snapshot
+from ..plotting import figure_png, plot_frames, plot_wave
+from ..runs.snapshots import ARRAYS, Run, Snapshot, run_model, subsample_clips, take_snapshot
 from ..training.checkpoint import load_tensors, save_tensors
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #ba3c7c27
@@ -183,13 +183,12 @@ def fingerprint(
 
 @patch
 def _model_snapshot(self: RunPredictions, subset: str, stage: str, source: str) -> Snapshot:
-    names = ("video_embed", "audio_embed", "match_prob")
     clips = self.clips(subset)
     def compute(model, build):
         s = take_snapshot(model, build(clips), stage, -1, source)
-        return {k: torch.from_numpy(getattr(s, k)) for k in names} | dict(temperature=torch.tensor(s.temperature))
+        return {k: torch.from_numpy(getattr(s, k)) for k in ARRAYS} | dict(temperature=torch.tensor(s.temperature))
     tensors = self._load_or_compute((subset, (stage, -1), source, "vectors"), compute)
-    return Snapshot(stage, -1, source, *(tensors[k].numpy() for k in names), float(tensors["temperature"]))
+    return Snapshot(stage, -1, source, *(tensors[k].numpy() for k in ARRAYS), float(tensors["temperature"]))
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #5bab5c8c
 @patch
@@ -416,7 +415,7 @@ def draw(self: AlignmentPanel) -> None:
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #8121105b
 @patch
-def draw_matrix(self: AlignmentPanel) -> None:
+def draw_matrix(self: AlignmentPanel) -> tuple[Snapshot, list[Clip]]:  # what is drawn, as from `selection`
     "Draw one matrix or two."
     s, clips, rows = self.selection()
     left, right, message = self._cosine_view(s), None, ""
@@ -436,6 +435,7 @@ def draw_matrix(self: AlignmentPanel) -> None:
         for text in self.axs[1].texts: text.remove()
         self.axs[1].text(0.5, 0.5, message, ha="center", va="center", transform=self.axs[1].transAxes)
     self.matrix.value = figure_png(self.axs[0].figure)
+    return s, clips
 
 # %% ../../nbs/7_look/05b_alignment_panel.ipynb #7d23d7c6
 def _matrix_axes(n: int) -> list[Axes]:
@@ -477,12 +477,11 @@ def draw_map(self: AlignmentPanel) -> None:
 @patch
 def draw_choice(self: AlignmentPanel) -> None:
     "Draw the matrix with the chosen cell, and show the two clips that it is made of, as strips and films."
-    self.draw_matrix()
+    s, clips = self.draw_matrix()
     i, j = self.video.value, self.audio.value
     self.hint.value = "Click a cell, or choose a clip for the video and one for the audio, to play them together."
     self.films.children = ()
     if min(i, j) < 0: return
-    s, clips, _ = self.selection()
     pairs = [("chosen", i, j), ("the video's own", i, i), ("the audio's own", j, j)][:1 if i == j else 3]
     axs = plot_pairs(self.predictions.store, [(title, clips[p], clips[q]) for title, p, q in pairs])
     self.strips.value = figure_png(axs[0, 0].figure)

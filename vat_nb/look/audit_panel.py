@@ -14,8 +14,8 @@ from ..types import Clip
 from ..data.io import write_atomically
 from .alignment_panel import RunPredictions, pair_film
 from .av_consistency import audit_clips, lip_sync
-from .controls import Controls, aligned, figure_png
-from ..plotting import new_axes, plot_wave
+from .controls import Controls, aligned
+from ..plotting import figure_png, new_axes, plot_wave
 from ..runs.snapshots import Run
 from ..runs.splits import read_weights
 

@@ -19,9 +19,9 @@ from ..data.media_files import SUFFIXES, named_files
 from ..runs.recognizer import Recognizer, newest_run
 from ..training.settings_file import find_settings
 from .attention_figure import plot_attention
-from .controls import error_html, figure_png
+from .controls import error_html
 from .sliding_windows import plot_over_time, plot_summary, predict_windows, window_batch
-from ..plotting import save_figure
+from ..plotting import figure_png, save_figure
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #a9997944
 def find_file(

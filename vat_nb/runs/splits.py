@@ -234,7 +234,7 @@ def read_weights(
     if not {"id", "weight"} <= set(table):
         raise ParameterError(f"{path} needs the columns id and weight, it has: {', '.join(table)}")
     weights = pd.to_numeric(table["weight"], errors="coerce")
-    strangers, wrong = sorted(set(table["id"]) - ids) if ids else [], table["id"][~weights.between(0, 1)]
+    strangers, wrong = sorted(set(table["id"]) - ids) if ids is not None else [], table["id"][~weights.between(0, 1)]
     if strangers:
         raise ParameterError(
             f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; "

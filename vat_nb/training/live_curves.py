@@ -6,10 +6,10 @@
 __all__ = ['progress_line', 'LiveCurves']
 
 # %% ../../nbs/3_training/03_live_curves.ipynb #f02f133c
-import datetime, io, math, statistics, time
+import datetime, math, statistics, time
 import ipywidgets, matplotlib.pyplot as plt
 from IPython.display import display
-from ..plotting import plot_progress
+from ..plotting import figure_png, plot_progress
 from ..types import EpochLog
 
 # %% ../../nbs/3_training/03_live_curves.ipynb #55985121
@@ -48,10 +48,8 @@ class LiveCurves:
         "Show one more epoch; drawing takes a twentieth of the time at most."
         self.words.value, now = progress_line(history, epochs), time.monotonic()
         if now < self.next_image_s: return
-        fig, png = self.draw(history), io.BytesIO()
-        fig.savefig(png, dpi=100)
-        plt.close(fig)
-        self.picture.value, self.next_image_s = png.getvalue(), now + 20 * (time.monotonic() - now)
+        self.picture.value = figure_png(self.draw(history), 100)
+        self.next_image_s = now + 20 * (time.monotonic() - now)
 
     def close(self, history: list[EpochLog]) -> None:
         "Leave a plain figure behind."
