@@ -31,6 +31,7 @@ from tables import (
     recipes_table,
     recipe_values_table,
     shares_table,
+    sizes_table,
     speed_table,
     system_scores,
     values_table,
@@ -142,6 +143,9 @@ DEMO_STUDIES = (
         audit_table,
     ),
 )
+
+# size of the model -> study with the demo's recipe
+DEMO_SIZES = dict(mini="demo", tiny="demo_tiny", small="demo_small")
 
 
 JAVASED_STUDIES = (
@@ -310,8 +314,8 @@ def render_results(
     "Write the page of all studies that have figures."
     blocks = [
         "# Results",
-        "Written by `make results` from the JSON in `docs/results/`, which the commands below wrote. 95 % intervals in "
-        "brackets are bootstrapped over clips, and over seeds where there are several; clips of one person count as "
+        "Written by `make results` from the JSON in `docs/results/`, which the commands below wrote. Brackets hold "
+        "95 % intervals, bootstrapped over clips, and over seeds where there are several. Clips of one person count as "
         "independent. Java-SED is 144 acted clips of six actors, LRW-AR 1 754 clips of news presenters without labels; "
         "neither is part of the kit. Capital letters in a command stand for a folder, $N for a seed.",
     ]
@@ -396,8 +400,13 @@ def javased_recipes_table(top: str | Path) -> str:  # top: folder of the project
     return recipes_table({recipe: read_study(top, study) for recipe, study in JAVASED_RECIPES.items()})
 
 
+def demo_sizes_table(top: str | Path) -> str:  # top: folder of the project
+    "Tabulate the demo's recipe with models of several sizes."
+    return sizes_table({size: read_study(top, study)[0] for size, study in DEMO_SIZES.items()})
+
+
 # tables of several studies
-SUMMARIES = dict(summary=readme_table, javased_recipes=javased_recipes_table)
+SUMMARIES = dict(summary=readme_table, javased_recipes=javased_recipes_table, demo_sizes=demo_sizes_table)
 
 MARKED = (  # pages with tables of studies
     "nbs/index.ipynb",

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,24 @@ from vat_nb.data.validation import Task
 from vat_nb.evaluation.ensemble import compare, mean_score
 from vat_nb.evaluation.predictions import Predictions
 from vat_nb.model import HEADS
-from vat_nb.runs.result_tables import HEADS_AVERAGED, comparable_starts, interval_text, markdown_table, ratio_ranges
+from vat_nb.runs.result_tables import (
+    HEADS_AVERAGED,
+    PredictedClasses,
+    comparable_starts,
+    interval_text,
+    markdown_table,
+    ratio_ranges,
+)
 from vat_nb.types import Clip
+
+
+def counted(
+    number: int,
+    noun: str,  # in the singular
+    plural: str | None = None,  # where it is more than the noun with an s
+) -> str:
+    "Format a number with its noun in the right form."
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def gain_text(
@@ -30,21 +46,15 @@ def difference_text(row: dict[str, Any]) -> str:
     return gain_text([row["difference"], row["low"], row["high"]], 3)
 
 
-@dataclass(frozen=True)
-class PredictedClasses:
-    "The classes that systems predict for the same clips, as `predicted_classes` writes them."
-
-    ids: list[str]  # of the clips
-    labels: list[str]
-    classes: list[str]
-    predicted: dict[str, list[int]]  # system and head, such as "VAT, fused" -> class of each clip
-
-    def predictions(self, name: str) -> Predictions:
-        "Convert the classes of a system and head to predictions of high confidence."
-        clips = [Clip(i, "", "", emotion) for i, emotion in zip(self.ids, self.labels)]
-        logits = np.eye(len(self.classes), dtype=np.float32)[self.predicted[name]] * 9
-        none = np.zeros((len(clips), 1), np.float32)
-        return Predictions(clips, dict.fromkeys(HEADS, logits), dict.fromkeys(HEADS, none[:, :0]), none, none)
+def sure_predictions(
+    run: PredictedClasses,
+    name: str,  # of a system and head, such as "VAT, fused"
+) -> Predictions:
+    "Convert the classes of a system and head to predictions of high confidence."
+    clips = [Clip(i, "", "", emotion) for i, emotion in zip(run.ids, run.labels)]
+    logits = np.eye(len(run.classes), dtype=np.float32)[run.predicted[name]] * 9
+    none = np.zeros((len(clips), 1), np.float32)
+    return Predictions(clips, dict.fromkeys(HEADS, logits), dict.fromkeys(HEADS, none[:, :0]), none, none)
 
 
 def system_scores(
@@ -53,7 +63,7 @@ def system_scores(
 ) -> dict[str, dict[str, tuple[float, float, float]]]:  # system -> "f1" and "against ..." -> value, low, high
     "Compute the weighted F1 of every system over clips and seeds, and paired differences."
     task = Task(tuple(runs[0].classes), ())
-    predictions = {name: [r.predictions(name) for r in runs] for name in runs[0].predicted}
+    predictions = {name: [sure_predictions(r, name) for r in runs] for name in runs[0].predicted}
     scores = {name: dict(f1=mean_score(ps, task, "f1")) for name, ps in predictions.items()}
     for name in predictions:
         for other in against:
@@ -79,7 +89,7 @@ def folds_table(runs: list[dict[str, Any]]) -> str:
         return interval_text(scores[name]["f1"]) if name in scores else ""
 
     rows = [[s, *(cell(f"{s}, {h}") for h in ("audio", "video", "fused"))] for s in systems]
-    size = f"{len(folds[0].ids)} clips, {len(folds)} seeds."
+    size = f"{counted(len(folds[0].ids), 'clip')}, {counted(len(folds), 'seed')}."
     chosen = f"Audio layers that the folds chose by their training people: {', '.join(runs[0]['layers'])}."
     layers = chosen if runs[0].get("layer_losses") else ""  # from scratch there are none
     table = markdown_table(["", "audio", "video", "fused"], rows)
@@ -137,7 +147,7 @@ def alignment_table(runs: list[dict[str, Any]]) -> str:
     r = runs[0]
     recall = [[str(x["k"]), f"{x['chance']:.3f}", *both_ways(x)] for x in r["retrieval"]]
     wrong = [[name, f"{m['clips']:.0f}", *both_scores(m)] for name, m in r["matching"].items()]
-    size = f"{r['held_out']} held-out clips; pretraining took {r['pretrain_seconds'] / 60:.1f} minutes."
+    size = f"{counted(r['held_out'], 'held-out clip')}; pretraining took {r['pretrain_seconds'] / 60:.1f} minutes."
     return "\n\n".join(
         [
             markdown_table(["recall at", "chance", "video to audio", "audio to video"], recall),
@@ -168,7 +178,7 @@ def values_table(runs: list[dict[str, Any]]) -> str:
         name = "the recipe" if value == "seed=0" else value.replace("=", " ")
         rows.append([name, *both_ways(recall), *both_scores(by_folder[value]["matching"]["another clip's"])])
     names = ["", "recall at 10, video to audio", "audio to video", "matching head", "cosine"]
-    return "\n\n".join([markdown_table(names, rows), f"{runs[0]['held_out']} held-out clips."])
+    return "\n\n".join([markdown_table(names, rows), f"{counted(runs[0]['held_out'], 'held-out clip')}."])
 
 
 def fused_against(
@@ -219,6 +229,20 @@ def demo_table(runs: list[dict[str, Any]]) -> str:
             _under_conditions(r["robustness"]),
         ]
     )
+
+
+def sizes_table(
+    runs: dict[str, dict[str, Any]],  # size of the model -> metrics of the demo
+) -> str:
+    "Tabulate recall, matching and scores of the demo by the size of the model."
+    rows = []
+    for size, run in runs.items():
+        recall = next(x for x in run["retrieval"] if x["k"] == 5)
+        matching = both_scores(run["matching"]["another clip's"])[0]
+        scores = [interval_text(run["splits"]["test1"]["head_ci"][head]) for head in HEADS]
+        rows.append([size, *both_ways(recall), matching, *scores])
+    names = ["size", "recall at 5, video to audio", "audio to video", "matching head", *(f"test1, {h}" for h in HEADS)]
+    return markdown_table(names, rows)
 
 
 def _pair_kinds(rows: list[dict[str, Any]]) -> str:  # of `pair_table`
@@ -272,7 +296,8 @@ def audit_table(runs: list[dict[str, Any]]) -> str:
         for name, title in CONSISTENCY_TITLES.items()
     ]
     faults = " and ".join(f"{cell['cosine', k]['clips']} {k}" for k in kinds)
-    size = f"{run['clips']} clips, of which {faults}; pretraining took {run['pretrain_seconds'] / 60:.1f} minutes."
+    minutes = f"pretraining took {run['pretrain_seconds'] / 60:.1f} minutes"
+    size = f"{counted(run['clips'], 'clip')}, of which {faults}; {minutes}."
     lips = f"The loudness that faces foretell has a correlation of {run['lips']:.2f} with the one that is heard"
     return "\n\n".join(
         [
@@ -294,15 +319,15 @@ def ladder_table(runs: list[dict[str, Any]]) -> str:
         ]
         for r in run["rows"]
     ]
-    total = [f"{name}: {gain_text(v, 3)}" for name, v in run["whole"].items()]
+    total = "\n".join(f"- {name}: {gain_text(v, 3)}" for name, v in run["whole"].items())
     missing = [f"Left out: {name.removeprefix('+ ')} ({why})." for name, why in run["left_out"].items()]
-    size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    size = f"{counted(run['clips'], 'scored clip')}, {counted(len(run['seeds']), 'seed')}."
     if wider := run.get("wider"):
         low, high = min(wider.values()), max(wider.values())
         size += f" Drawing people instead of clips changes the width of these intervals by {low:+.0%} to {high:+.0%}."
     heads = ["video head", "audio head", "fused without audio", "fused without video"]
     names = ["", "fused", "difference to the row above or its reference", *heads]
-    return "\n\n".join([markdown_table(names, rows), f"{'; '.join(total)}. {size} {' '.join(missing)}"])
+    return "\n\n".join([markdown_table(names, rows), total, " ".join([size, *missing])])
 
 
 def causes_table(runs: list[dict[str, Any]]) -> str:
@@ -331,7 +356,7 @@ def causes_table(runs: list[dict[str, Any]]) -> str:
         [
             markdown_table(names, rows),
             markdown_table(["labels", "fine-tuning starts", *HEADS, "fused, minus pretrained"], starts),
-            f"{r['clips']} clips of people who are in no split, {len(r['seeds'])} seeds.",
+            f"{counted(r['clips'], 'clip')} of people who are in no split, {counted(len(r['seeds']), 'seed')}.",
         ]
     )
 
@@ -348,9 +373,10 @@ def shares_table(runs: list[dict[str, Any]]) -> str:
     scores = lines(run["scores"], "variant", lambda r: f"{r['score']:.2f}")
     worth = lines(run["worth"], "part", difference_text)
     names = ["share of labels", *(f"{s:.0%}" for s in shares)]
-    size = f"{run['clips']} scored clips, {len(run['seeds'])} seeds."
+    size = f"{counted(run['clips'], 'scored clip')}, {counted(len(run['seeds']), 'seed')}."
     if run.get("demos"):
-        size = f"{run['clips']} scored clips of {run['demos']} demos, each with people of its own."
+        demos = counted(run["demos"], "demo")
+        size = f"{counted(run['clips'], 'scored clip')} of {demos}, each with people of its own."
     blocks = [markdown_table(names, scores), markdown_table(names, worth)]
     if "heads" in run:
         heads = [[name, *map(interval_text, row.values())] for name, row in run["heads"]["rows"].items()]
@@ -365,7 +391,7 @@ def layers_table(runs: list[dict[str, Any]]) -> str:
         return interval_text([row[f"{kind} {k}"] for k in ("F1", "low", "high")])
 
     rows = [[r["features"], *(cell(r, kind) for kind in ("unseen", "per speaker"))] for r in runs[0]["rows"]]
-    size = f"{runs[0]['clips']} clips of {runs[0]['people']} people."
+    size = f"{counted(runs[0]['clips'], 'clip')} of {counted(runs[0]['people'], 'person', 'people')}."
     return "\n\n".join([markdown_table(["features", "unseen person", "per speaker"], rows), size])
 
 
@@ -384,7 +410,10 @@ def costs_table(runs: list[dict[str, Any]]) -> str:
         for r in run["extraction"]
     ]
     names = ["", "encoder, layers", "way", "ms of a core for a clip", "clips in a minute of a core", "times ours"]
-    epochs = [f"an epoch of {r['stage']} on {r['clips']} clips {r['seconds']:.1f} s of a core" for r in run["epochs"]]
+    epochs = [
+        f"an epoch of {r['stage']} on {counted(r['clips'], 'clip')} {r['seconds']:.1f} s of a core"
+        for r in run["epochs"]
+    ]
     memory = [f"{name} {value:.0f} MB" for name, value in run["memory"].items()]
     text = (
         f"Clips of {run['clip_seconds']:.1f} s; {'; '.join(epochs)}. "
@@ -419,11 +448,15 @@ def speed_table(runs: list[dict[str, Any]]) -> str:
     starts = comparable_starts(run["starts"])
     names, blocks = ["ratio", "median", "range", "starts", "of them quiet", "days"], []
     for machine in dict.fromkeys(s["machine"] for s in starts):
+        here = [s for s in starts if s["machine"] == machine]
         rows = [
             [r.Index, f"{r.median:.2f}", f"{r.lowest:.2f} to {r.highest:.2f}", *map(str, (r.starts, r.quiet, r.days))]
-            for r in ratio_ranges([s for s in starts if s["machine"] == machine]).itertuples()
+            for r in ratio_ranges(here).itertuples()
         ]
-        blocks += [f"On {machine}:", markdown_table(names, rows)]
+        blocks += [f"On {machine}:", markdown_table(names, rows), *_step_seconds(here)]
+    if run.get("differences"):
+        most = " and ".join(f"{max(d):.0e} in {precision}" for precision, d in run["differences"].items())
+        blocks.append(f"The losses differ from those of the plain way by at most {most}.")
     if "step" in run:
         counts = [
             [r["way"], f"{r['peak_MiB']:.0f}", str(r["operations"]), str(r["synchronisations"])]
@@ -434,6 +467,18 @@ def speed_table(runs: list[dict[str, Any]]) -> str:
     if "table" in run.get("gpu", {}):
         blocks.append(_gpu_table(run))
     return "\n\n".join(blocks)
+
+
+def _step_seconds(
+    starts: list[dict[str, Any]],  # of one machine
+) -> list[str]:  # a sentence; empty where no start kept its seconds
+    "Say from the fastest to the slowest start how long a step took, the plain way and ours."
+    seconds = [s["seconds"] for s in starts if s.get("seconds")]
+    if not seconds:
+        return []
+    columns = {way: [s[way] for s in seconds] for way in seconds[0]}
+    spans = [f"{way} {min(column):.1f} to {max(column):.1f} s" for way, column in columns.items()]
+    return [f"A step took, from the fastest to the slowest start: {', '.join(spans)}."]
 
 
 def _gpu_table(run: dict[str, Any]) -> str:
@@ -450,7 +495,7 @@ def _gpu_table(run: dict[str, Any]) -> str:
     ]
     names = ["", "ms of a step", "MFU", "clips per second", "GiB"]
     text = (
-        f"{run['device']}, bf16, {run['gpu']['batch']} clips in a step; matrix products reach "
+        f"{run['device']}, bf16, {counted(run['gpu']['batch'], 'clip')} in a step; matrix products reach "
         f"{run['gpu']['peak_TFLOP_per_s']:.0f} TFLOP/s."
     )
     return "\n\n".join([markdown_table(names, rows), text])
@@ -461,7 +506,7 @@ def fits_table(runs: list[dict[str, Any]]) -> str:
     shape, table = runs[0]["fits"]["shape"], runs[0]["fits"]["table"]
     names = [k for k in table[0] if k.startswith("clips")]
     rows = [[r["value"], f"{r['held_GB']:.1f}", f"{r['clip_GB']:.2f}", *(str(r[k]) for k in names)] for r in table]
-    size = f"{shape['frames']} frames of {shape['side']} px and {shape['seconds']} s of audio."
+    size = f"{counted(shape['frames'], 'frame')} of {shape['side']} px and {shape['seconds']} s of audio."
     return "\n\n".join([markdown_table(["value", "GB held", "GB for each clip, fp32", *names], rows), size])
 
 
@@ -471,8 +516,8 @@ def recipe_values_table(runs: list[dict[str, Any]]) -> str:
     rows = [[f"`{r['value']}`", f"{r['time']:.2f}", f"{r['memory']:.2f}"] for r in values["table"][1:]]
     shape = values["shape"]
     size = (
-        f"A step of {shape['batch']} clips with {shape['frames']} frames of {shape['side']} px and "
-        f"{shape['seconds']} s of audio, {shape['width']} wide; 1 is the step as it is."
+        f"A step of {counted(shape['batch'], 'clip')} with {counted(shape['frames'], 'frame')} of {shape['side']} px "
+        f"and {shape['seconds']} s of audio, {shape['width']} wide; 1 is the step as it is."
     )
     slopes = markdown_table(
         ["a step grows with", "slope of the logarithms"], [[k, f"{v:.2f}"] for k, v in scaling["slopes"].items()]

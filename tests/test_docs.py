@@ -504,6 +504,55 @@ def test_results_are_of_the_kept_json():
             )
 
 
+# numbers in prose that look measured and are not: page -> reason -> numbers
+NOT_MEASURED = {
+    "claims.md": {
+        "published by the organisers": "0.25, 0.5707, 0.4182, 0.8675, 0.7005, 0.6846, 0.8911, 0.8855, 0.8511"
+    },
+    "faults.md": {"entropy of one in three": "0.64"},
+    "glossary.md": {"an example of calibration": "80 %"},
+    "howto/gpus.md": {"version of Python": "3.11", "default of Kubernetes": "64 MB"},
+    "howto/look.md": {"by how much the audit shifts": "0.4, 0.8 s"},
+    "howto/pretrained.md": {"a name": "2.0", "window of Whisper": "30 s", "clips of the benchmark": "3.5 s"},
+    "howto/speed.md": {"clips of the benchmark": "2 s, 4 s"},
+    "index.md": {"reading path": "30 minutes"},
+    "start.md": {"version of Python": "3.11", "reading path": "30 minutes"},
+}
+
+
+def measured_numbers(text):
+    "(line, number) of decimals, shares, times and sizes outside of blocks, code and addresses; intervals are of 95 %."
+    hidden = r"<!-- study \w+ -->.*?<!-- end -->|^( *)```.*?^\1```|`[^`\n]*`|\]\([^)]*\)"
+    text = re.sub(hidden, lambda m: "\n" * m[0].count("\n"), text, flags=re.M | re.S)
+    unit = r"(?:s|ms|seconds|minutes|hours|kB|MB|MiB|GB|GiB|%|times)(?!\w)"
+    number = rf"(?<![\w.])(?<![A-Za-z]-)(?:\d+\.\d+(?: {unit})?|\d+ ?{unit})"
+    lines = enumerate(text.splitlines(), 1)
+    return [(i, found) for i, line in lines for found in re.findall(number, line) if found != "95 %"]
+
+
+def test_prose_has_no_measured_number():
+    "Measured numbers stand in blocks that a command writes; prose says in words what was found."
+    sample = "A\n<!-- study x -->\n0.81\n<!-- end -->\n`lr = 0.1` gave 0.74 (95 %), in 3 minutes, by 5 % and 2.5 times."
+    assert measured_numbers(sample) == [(5, "0.74"), (5, "3 minutes"), (5, "5 %"), (5, "2.5 times")]
+    contributing = (PROJECT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    pages = {p: t for p, t in PAGES.items() if p not in ("results.md", "data.md")} | {"CONTRIBUTING.md": contributing}
+    for page, text in pages.items():
+        known = {n for numbers in NOT_MEASURED.get(page, {}).values() for n in numbers.split(", ")}
+        found = measured_numbers(text)
+        wrong = [f"{page}, line {i}: {number}" for i, number in found if number not in known]
+        assert not wrong, f"{wrong}: let a study print it, say it in words, or add it to NOT_MEASURED with its reason"
+        gone = known - {number for _, number in found}
+        assert not gone, f"{page} has no {gone} any more: take it out of NOT_MEASURED"
+
+
+def test_numbers_have_the_right_form_of_their_noun():
+    from tables import counted
+
+    assert [counted(1, "clip"), counted(2, "clip")] == ["1 clip", "2 clips"]
+    assert counted(1, "person", "people") == "1 person" and counted(6, "person", "people") == "6 people"
+    assert not re.search(r"\b1 (clips|people|seeds|demos|frames)\b", PAGES["results.md"])
+
+
 def test_a_study_is_collected_and_fills_the_marks_of_a_page(tmp_path):
     "Figures of a run are copied without its recipe, and stand between the marks; a study without figures is told."
     from studies import Study, collect, fill, read_study, render_results
@@ -553,13 +602,13 @@ def test_the_table_of_a_run_has_its_heads_its_recall_and_what_fusion_gains(tmp_p
 def test_scores_of_systems():
     "Scores over seeds are means of each seed's own; a system is compared with the rival alone."
     import numpy as np
-    from tables import PredictedClasses, gain_text, system_scores
+    from tables import gain_text, system_scores
 
     from vat_nb.data.validation import Task
     from vat_nb.evaluation.metrics import weighted_f1
     from vat_nb.evaluation.predictions import Predictions
     from vat_nb.model import HEADS
-    from vat_nb.runs.result_tables import HEADS_AVERAGED, average_heads, predicted_classes
+    from vat_nb.runs.result_tables import HEADS_AVERAGED, PredictedClasses, average_heads, predicted_classes
     from vat_nb.types import Clip
 
     rng, task = np.random.default_rng(0), Task(("sad", "happy", "angry"), ())
@@ -574,7 +623,7 @@ def test_scores_of_systems():
     for _ in range(3):
         ours = fake_predictions(0.8)
         systems = {"VAT": ours, HEADS_AVERAGED: average_heads(ours), "logistic regression": fake_predictions(0.6)}
-        runs.append(PredictedClasses(**json.loads(json.dumps(predicted_classes(systems, task)))))
+        runs.append(PredictedClasses(**json.loads(json.dumps(dataclasses.asdict(predicted_classes(systems, task))))))
     np.testing.assert_allclose(
         average_heads(ours).probabilities(), np.mean([ours.probabilities(h) for h in HEADS], 0), 1e-6
     )

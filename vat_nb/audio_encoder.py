@@ -113,6 +113,11 @@ class AudioEncoder(nn.Module):
         self.mask_token = nn.Parameter(torch.randn(dim) * 0.02)  # stands for a patch that is masked
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 
+    @property
+    def token_times(self) -> tuple[float, float]:  # s
+        "Return the start of the first moment, and the length of a moment."
+        return 0.0, self.patch[1] * HOP / SAMPLE_RATE
+
     def patches(self, mel: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # [B, N, patch], [B, N]
         "Cut the spectrogram into patches, moment by moment, low bands first."
         pad = -mel.shape[2] % self.patch[1]

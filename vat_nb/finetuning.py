@@ -14,7 +14,7 @@ from .distributed import all_gather_rows, step_scales
 from .model import VAT, HeadOutput, VATOutput
 from .momentum import make_teacher
 from .pseudo_labels import FlexMatchThresholds
-from .supervision import FixedWeighting, head_losses
+from .supervision import FixedWeighting, LossName, head_losses
 from .types import Batch, StepOutput
 
 # %% ../nbs/1_method/17_finetuning.ipynb #d8b72476
@@ -88,11 +88,11 @@ class Finetune(nn.Module):
         losses = self.mixed_losses(
             outputs, batch.labels, batch.targets, teacher, share, partner, alpha, self.smoothing
         )
-        losses = {k: (scales.targets if k.endswith("targets") else scales.classes) * v for k, v in losses.items()}
+        losses = {k: (scales.targets if k.kind == "targets" else scales.classes) * v for k, v in losses.items()}
         loss = self.weighting(losses, scales.clips)
-        weights = self.weighting.weights(list(losses))
-        weights = {k: scales.clips * torch.as_tensor(w).detach() for k, w in weights.items()}
-        parts = {k: v.detach() for k, v in losses.items()}
+        weights = self.weighting.weights(losses)
+        weights = {str(k): scales.clips * torch.as_tensor(w).detach() for k, w in weights.items()}
+        parts = {str(k): v.detach() for k, v in losses.items()}
         if self.thresholds is None: return StepOutput(loss, parts, weights)
         unlabelled = batch.labels < 0
         labels = self.thresholds.assign(teacher["fused"].logits, unlabelled)
@@ -111,7 +111,7 @@ class Finetune(nn.Module):
         share: float | Tensor,  # of a clip in its mixture
         partner: Tensor | None,  # [B] row that each clip was mixed with; None mixed nothing
         alpha: float = 0.0, smoothing: float = 0.0,
-    ) -> dict[str, Tensor]:
+    ) -> dict[LossName, Tensor]:
         "Compute the loss of each head, for targets that were mixed as the clips were."
         std = self.student.heads["fused"].std
         losses = head_losses(outputs, labels, targets, std, teacher, alpha, smoothing)

@@ -13,8 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .types import Batch, Tokens, upcast
-from .audio_encoder import AudioEncoder
-from .video_encoder import VideoEncoder
 from .attention import Block
 from .linear import Linear
 
@@ -199,7 +197,7 @@ class VAT(nn.Module):
             self.match_head = nn.Sequential(
                 nn.Linear(joint, audio.dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(audio.dim, 2)
             )
-        if isinstance(audio, AudioEncoder): self.mam_head = Linear(audio.dim, math.prod(audio.patch))
+        if hasattr(audio, "patch"): self.mam_head = Linear(audio.dim, math.prod(audio.patch))
         widths = dict(video=video.dim, audio=audio.dim, fused=joint)
         self.heads = nn.ModuleDict({k: Head(dim, classes, targets, dropout) for k, dim in widths.items()})
         self.probes = nn.ModuleDict()
@@ -224,10 +222,8 @@ class VAT(nn.Module):
             v, a = video_encoder.summarise(*video_input), audio_encoder.summarise(*audio_input)
             statistics = dict(video=v, audio=a, fused=torch.cat([v, a], 1))
         else:
-            from_scratch = isinstance(self.video, VideoEncoder)
-            video = self.video(*video_input, drop, batch.video_full) if from_scratch else self.video(*video_input)
-            from_scratch = isinstance(self.audio, AudioEncoder)
-            audio = self.audio(*audio_input, full=batch.audio_full) if from_scratch else self.audio(*audio_input)
+            video = self.video(*video_input, drop=drop, full=batch.video_full)
+            audio = self.audio(*audio_input, full=batch.audio_full)
         video_embed = F.normalize(upcast(self.video_proj(video.cls)), dim=-1)
         audio_embed = F.normalize(upcast(self.audio_proj(audio.cls)), dim=-1)
         return EncoderOutput(video, audio, video_embed, audio_embed, statistics)

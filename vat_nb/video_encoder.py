@@ -67,6 +67,11 @@ class VideoEncoder(nn.Module):
         self.spatial_pos = nn.Parameter(torch.randn(self.grid ** 2, dim) * 0.02)
         self.stack = TransformerEncoder(dim, heads, layers, dropout, pooled)
 
+    @property
+    def token_times(self) -> tuple[float, float]:  # s
+        "Return the start of the first moment, and the length of a moment."
+        return 0.0, self.tubelet / self.fps
+
     def tubelets(
         self, video: Tensor, video_mask: Tensor, full: bool = False,  # as of `forward`
     ) -> tuple[Tensor, Tensor]:  # [B, N, numbers of a box], [B, N]

@@ -82,11 +82,9 @@ def cut_window(
     return jpegs or np.zeros((0, side, side, 3), np.uint8), media.audio[a:b]
 
 
-def _decode(frame: np.ndarray | bytes, pixels: np.ndarray | None = None) -> np.ndarray:  # [H, W, 3]
-    "Decode a JPEG, into `pixels` where it fits; pixels stay as they are."
-    if not isinstance(frame, bytes): return frame
-    try: return simplejpeg.decode_jpeg(frame, buffer=pixels)
-    except ValueError: return simplejpeg.decode_jpeg(frame)  # larger than `pixels`, or broken
+def _decode(frame: np.ndarray | bytes) -> np.ndarray:  # [H, W, 3]
+    "Decode a JPEG; pixels stay as they are."
+    return simplejpeg.decode_jpeg(frame) if isinstance(frame, bytes) else frame
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #b211e8d3
 def assign_shards(
@@ -166,14 +164,31 @@ def collate(
     "Pad clips to a batch. Raises ValueError when frames differ in size or type."
     video, video_mask = _pad_frames([s.frames for s in samples])
     waves = [s.wave for s in samples]
-    audio = torch.zeros(len(samples), max(1, *map(len, waves)), dtype=torch.int16)
-    for row, w in zip(audio, waves): row[:len(w)] = torch.from_numpy(w)
-    audio_mask = lengths_mask(torch.tensor([len(w) for w in waves]), audio.shape[1])
+    audio = np.zeros((len(samples), max(1, *map(len, waves))), np.int16)
+    audio_mask = np.zeros(audio.shape, bool)
+    for row, real, wave in zip(audio, audio_mask, waves):
+        row[:len(wave)] = wave
+        real[:len(wave)] = True
     labels, index = torch.tensor([s.label for s in samples]), torch.tensor([s.index for s in samples])
     targets = torch.tensor([s.targets for s in samples], dtype=torch.float).reshape(len(samples), -1)
-    return Batch(video, video_mask, audio, audio_mask, labels, targets, index)
+    return Batch(video, video_mask, torch.from_numpy(audio), torch.from_numpy(audio_mask), labels, targets, index)
 
 # %% ../../nbs/2_data/11_dataloader.ipynb #673033bc
+def _write_pixels(frame: np.ndarray | bytes, pixels: np.ndarray) -> None:  # pixels: [H, W, 3] uint8, of the batch
+    "Decode a frame straight into its place. Raises ValueError when it differs from the place in size or type."
+    if isinstance(frame, bytes):
+        try:
+            if simplejpeg.decode_jpeg(frame, buffer=pixels).shape == pixels.shape: return
+        except ValueError: pass  # larger than its place, or broken: decoding it on its own tells which
+    frame = _decode(frame)
+    if frame.shape != pixels.shape or frame.dtype != np.uint8:
+        raise ValueError(
+            f"a frame is {frame.dtype} {frame.shape} where the first of its batch is "
+            f"uint8 {pixels.shape}: all must be alike"
+        )
+    pixels[:] = frame
+
+
 def _pad_frames(
     clips: list[Sequence[np.ndarray | bytes]],  # T frames [H, W, 3] uint8 each, or their JPEGs
 ) -> tuple[torch.Tensor, torch.Tensor]:  # [B, T, 3, H, W] uint8, [B, T] bool
@@ -181,14 +196,7 @@ def _pad_frames(
     side = clips[0].shape[1:3] if first is None else _decode(first).shape[:2]
     video = allocate_pixels(len(clips), t, *side, 3)
     for row, frames in zip(video.numpy(), clips):
-        for slot, frame in zip(row, frames):
-            pixels = _decode(frame, slot)
-            if pixels.shape != (*side, 3) or pixels.dtype != np.uint8:
-                raise ValueError(
-                    f"a frame is {pixels.dtype} {pixels.shape} where the first of its batch is "
-                    f"uint8 {(*side, 3)}: all must be alike"
-                )
-            if not np.may_share_memory(slot, pixels): slot[:] = pixels  # it was no JPEG
+        for pixels, frame in zip(row, frames): _write_pixels(frame, pixels)
         row[len(frames):] = 0
     # colours stay together in memory, as the decoder writes them: turning the axes would copy every frame
     return video.movedim(-1, 2), lengths_mask(torch.tensor([len(f) for f in clips]), t)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import av, numpy as np, pandas as pd
 from tqdm.auto import tqdm
 from ..types import SAMPLE_RATE, Clip
-from .demo_clips import DEMOS, RenderedClip, Plan, act, make_clip, plan_demo
+from .demo_clips import DEMOS, RenderedClip, Plan, render_plan, make_clip, plan_demo
 from .demo_faces import FPS
 
 # %% ../../nbs/2_data/09e_demo_data.ipynb #79168175
@@ -168,4 +168,4 @@ def render_clip(
     "Render a clip of a demo again: where its mouth is, and when it speaks."
     truth = pd.read_json(Path(root, "truth.json"), dtype=dict(name=str)).set_index("name")  # 00001 is a name
     name = Path(clip.path).stem
-    return act(Plan(name, **truth.loc[name]))
+    return render_plan(Plan(name, **truth.loc[name]))

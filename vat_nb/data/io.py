@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 # %% auto #0
-__all__ = ['write_atomically', 'is_safe_filename', 'printable', 'clip_file', 'read_json', 'Busy', 'hold_lock', 'available_cores',
-           'ParameterError', 'parse_value', 'suggest']
+__all__ = ['write_atomically', 'is_safe_filename', 'printable', 'clip_file', 'describe_error', 'read_json', 'Busy', 'hold_lock',
+           'available_cores', 'ParameterError', 'parse_value', 'suggest']
 
 # %% ../../nbs/2_data/01_io.ipynb #f24e9ad0
 def write_atomically(
@@ -63,6 +63,12 @@ def clip_file(
     return f"{clip_id}.safetensors"
 
 # %% ../../nbs/2_data/01_io.ipynb #fe716a11
+def describe_error(error: Exception) -> str:  # one line
+    "Name an error, and quote the first line of its message."
+    line = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
+
+
 def read_json(
     text: str | bytes,  # of a JSON object
     source: str | Path,  # where it comes from, named in the message
@@ -70,7 +76,7 @@ def read_json(
     "Read a JSON object. Raises ValueError when it is none, or too deep to be read."
     try: value = json.loads(text)
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{source} is no JSON ({type(e).__name__}: {e}): copy or write it again") from None
+        raise ValueError(f"{source} is no JSON ({describe_error(e)}): copy or write it again") from None
     if not isinstance(value, dict):
         raise ValueError(
             f"{source} should hold names and values in braces, and holds a {type(value).__name__}: copy or write it "

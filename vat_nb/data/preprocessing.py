@@ -18,7 +18,9 @@ from typing import Any
 from pebble import ProcessExpired, ProcessPool
 from tqdm.auto import tqdm
 from ..types import Clip
-from .io import Busy, available_cores, clip_file, hold_lock, printable, read_json, write_atomically
+from vat_nb.data.io import (
+    Busy, available_cores, clip_file, describe_error, hold_lock, printable, read_json, write_atomically,
+)
 from .faces import face_locator
 from .label_record import describe_changes, label_of, labels_digest
 from .decoding import ERROR_CODES, MediaError, read_clip
@@ -75,7 +77,7 @@ def preprocess_clip(
     except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
         target.unlink(missing_ok=True)
         if isinstance(e, MediaError): return row | dict(reason=e.reason, detail=printable(str(e)))
-        return row | dict(reason="DECODE_ERROR", detail=printable(f"{type(e).__name__}: {e}"))
+        return row | dict(reason="DECODE_ERROR", detail=printable(describe_error(e)))
     save_clip(target, media)
     return row | _media_columns(media)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
 from tqdm.auto import tqdm
 from ..types import SAMPLE_RATE, Clip
-from .io import clip_file, is_safe_filename, printable, read_json, write_atomically
+from .io import clip_file, describe_error, is_safe_filename, printable, read_json, write_atomically
 from .label_record import labels_digest
 from .decoding import DecodedClip
 from .validation import Task, read_task
@@ -67,9 +67,8 @@ def decode_clip(
     try: return _parse_media(raw)
     except MemoryError: raise
     except Exception as e:  # a file from elsewhere may hold anything
-        reason = f"{type(e).__name__}: {str(e).partition(chr(10))[0]}"
         raise ValueError(
-            f"{where} is no stored clip ({reason}): delete it and run nbs/preprocess.ipynb again"
+            f"{where} is no stored clip ({describe_error(e)}): delete it and run nbs/preprocess.ipynb again"
         ) from None
 
 # %% ../../nbs/2_data/10_store.ipynb #bc60e6bd
@@ -151,7 +150,7 @@ def _fetch(address: str, span: tuple[int, int] | None) -> bytes:
         except Exception as e:  # each kind of file system has errors of its own
             if wait is None:
                 raise OSError(
-                    f"{address} cannot be read ({type(e).__name__}: {e}): is the server there? Run again when it is"
+                    f"{address} cannot be read ({describe_error(e)}): is the server there? Run again when it is"
                 ) from None
             time.sleep(wait)
 
@@ -291,9 +290,8 @@ def open_store(
     task = read_task(metadata.get("task"), f"{path}/settings.json")
     try: clips, settings, ledger = parse_clips(read("clips.csv"), task), *_settings_and_ledger(path, metadata)
     except (KeyError, TypeError, ValueError) as e:
-        reason = f"{type(e).__name__}: {e}"
         raise ValueError(
-            f"{path} is no store of vat_nb ({reason}): run nbs/preprocess.ipynb into another folder"
+            f"{path} is no store of vat_nb ({describe_error(e)}): run nbs/preprocess.ipynb into another folder"
         ) from None
     store = Store(path, clips, task, settings, ledger)
     if isinstance(path, Path) and not (path / "index.json").exists(): return store

@@ -16,7 +16,7 @@ import numpy as np, safetensors, safetensors.torch
 from fastcore.basics import patch
 from torch import Tensor
 from ..types import Clip
-from ..data.io import clip_file, read_json, write_atomically
+from ..data.io import clip_file, describe_error, read_json, write_atomically
 from ..data.store import StoreSettings
 from .audio_backbones import AudioBackbone, load_audio_backbone
 from .feature_layout import FeatureLayout
@@ -132,7 +132,7 @@ def parse_record(
         )
     except (KeyError, TypeError) as e:
         raise ValueError(
-            f"{where} does not describe features ({type(e).__name__}: {e}): delete it and run again"
+            f"{where} does not describe features ({describe_error(e)}): delete it and run again"
         ) from None
     if not valid: raise ValueError(f"{where} describes features that cannot be ({layout}): delete it and run again")
     return record

@@ -100,6 +100,7 @@ class FeatureEncoder(nn.Module):
         self,
         features: Tensor,  # [B, 2 + N, width], of layers to mix [B, 2 + N, L, width]: mean, deviation, then moments
         mask: Tensor,  # [B, 2 + N] bool
+        drop: float = 0.0, full: bool = False,  # as encoders from scratch take them; no moment is dropped here
     ) -> Tokens:  # [CLS], then the moments
         x = self.drop(self.standardise(features, mask))
         statistics, x, mask = x[:, :STATISTICS].flatten(1), self.embed(x[:, STATISTICS:]), mask[:, STATISTICS:]
@@ -114,6 +115,11 @@ class FeatureEncoder(nn.Module):
     def features(self) -> "FeatureEncoder":
         "Return the part that reads features: all of it."
         return self
+
+    @property
+    def token_times(self) -> tuple[float, float]:  # s
+        "Return the start of the first moment, and the length of a moment."
+        return self.layout.first - self.layout.step / 2, self.layout.step
 
     @property
     def summary_width(self) -> int:

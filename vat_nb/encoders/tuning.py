@@ -62,7 +62,17 @@ class PretrainedEncoder(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return features_with_statistics(self.backbone, x, mask)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tokens: return self.features(*self.compute_features(x, mask))
+    def forward(
+        self,
+        x: Tensor, mask: Tensor,  # as of `compute_features`
+        drop: float = 0.0, full: bool = False,  # as encoders from scratch take them; no frame is dropped here
+    ) -> Tokens:
+        return self.features(*self.compute_features(x, mask))
+
+    @property
+    def token_times(self) -> tuple[float, float]:  # s
+        "Return the start of the first moment, and the length of a moment."
+        return self.features.token_times
 
 # %% ../../nbs/4_encoders/07_tuning.ipynb #ce1893c5
 def _drop_frozen(module: PretrainedEncoder, state: dict, prefix: str, _) -> None:

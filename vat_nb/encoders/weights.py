@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 import safetensors, safetensors.torch, torch
 from torch import Tensor, nn
-from ..data.io import suggest
+from ..data.io import describe_error, suggest
 
 # %% ../../nbs/4_encoders/01_weights.ipynb #7cf74446
 VIDEO_SOURCES = dict(  # with an example of each
@@ -116,10 +116,9 @@ def _download_errors(name: str, copy_to: str) -> Iterator[None]:
     socket.setdefaulttimeout(5)
     try: yield
     except Exception as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0]
         raise ConnectionError(
-            f"{name!r} is not on this machine and could not be fetched ({reason}): copy it here by other means and name"
-            f" the copy, {copy_to}, or train from scratch with -p encoders none"
+            f"{name!r} is not on this machine and could not be fetched ({describe_error(e)}): copy it here by other "
+            f"means and name the copy, {copy_to}, or train from scratch with -p encoders none"
         ) from None
     finally: socket.setdefaulttimeout(timeout_s)
 
@@ -210,7 +209,7 @@ def _checkpoint_errors(folder: Path) -> Iterator[None]:
     "Turn any error of a checkpoint's files into one sentence."
     try: yield
     except Exception as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[0][:200]
+        reason = describe_error(e)
         if isinstance(e, pickle.UnpicklingError): reason = "it holds more than plain tensors, and nothing is unpickled"
         raise ValueError(
             f"{folder} holds no checkpoint that can be read ({reason}): copy it again, or take another"

@@ -12,9 +12,10 @@ import ipywidgets, numpy as np, pandas as pd
 from fastcore.basics import patch
 from ..types import Clip
 from ..data.io import write_atomically
-from .alignment_panel import RunPredictions, pair_film
+from .alignment_panel import pair_film
+from .run_predictions import RunPredictions
 from .av_consistency import audit_clips, lip_sync
-from .controls import Controls, aligned
+from .controls import Controls, control_layout
 from ..plotting import figure_png, new_axes, plot_wave
 from ..runs.snapshots import Run
 from ..runs.splits import read_weights
@@ -63,19 +64,20 @@ class AuditPanel(Controls):
 def _add_controls(self: AuditPanel) -> None:
     w, subsets = ipywidgets, self.predictions.subsets
     value = "train" if "train" in subsets else subsets[0]
-    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **aligned(6, 21))
+    self.subset = w.Dropdown(options=subsets, value=value, description="clips of", **control_layout(6, 21))
     stages = {words: stage for words, (stage, _) in self.predictions.models().items()}
-    self.stage = w.Dropdown(options=stages or {"no model": "pretrain"}, description="judged by", **aligned(6, 21))
+    stages = stages or {"no model": "pretrain"}
+    self.stage = w.Dropdown(options=stages, description="judged by", **control_layout(6, 21))
     style = dict(button_width="6em")
     self.source = w.ToggleButtons(options=["student", "teacher"], value="teacher", style=style)
     self.emotion, self.speaker = (
-        w.Dropdown(options=["all"], description=d, **aligned(6, 21)) for d in ("emotion", "speaker")
+        w.Dropdown(options=["all"], description=d, **control_layout(6, 21)) for d in ("emotion", "speaker")
     )
     self.threshold = w.FloatSlider(
         0.0, min=0, max=1, step=0.05, description="inconsistency over", continuous_update=False,
         style=dict(description_width="8em"), layout=w.Layout(width="23em"),
     )
-    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **aligned(6, 21))
+    self.page = w.IntSlider(1, 1, 1, description="page", continuous_update=False, **control_layout(6, 21))
 
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #a1172c5b
 @patch

@@ -21,7 +21,9 @@ from ..model import VAT, HeadOutput
 from ..pretraining import Pretrain, PretrainWeights
 from ..pseudo_labels import FlexMatchThresholds
 from ..sizes import SIZES, build_vat
-from ..supervision import FixedWeighting, GradientBlending, HeadWeights, UncertaintyWeighting, head_losses
+from vat_nb.supervision import (
+    FixedWeighting, GradientBlending, HeadWeights, LossName, UncertaintyWeighting, head_losses,
+)
 from ..train_loop import OptimConfig
 from ..types import Clip, EpochLog
 
@@ -229,7 +231,7 @@ def validation(
         losses = head_losses(outputs, y, t, model.heads["fused"].std.cpu())
         return Validation(
             {name: scores[name]} | {f"{h} {metric}": score(predictions, data.task, h)[metric] for h in HEADS},
-            {h: float(losses.get(h, losses.get(f"{h} targets"))) for h in HEADS},
+            {h: float(losses.get(LossName(h), losses.get(LossName(h, "targets")))) for h in HEADS},
         )
     return validate
 

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from ..training.checkpoint import load_tensors, load_weights, save_tensors
 from ..types import Batch, Clip, EpochLog
-from ..data.io import ParameterError, clip_file, read_json, write_atomically
+from ..data.io import clip_file, describe_error, ParameterError, read_json, write_atomically
 from ..training.config import Recipe, check_names
 from ..training.settings_file import find_settings
 from ..evaluation.predictions import mean_outputs
@@ -217,7 +217,7 @@ def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
             arrays = (tensors[f"{source} {k}"].numpy() for k in ARRAYS)
             snapshots.append(Snapshot(stage, epoch, source, *arrays, float(about["temperature"])))
     except (KeyError, TypeError, ValueError) as e:
-        raise ValueError(f"{path} is no snapshot ({type(e).__name__}: {e}): delete it") from None
+        raise ValueError(f"{path} is no snapshot ({describe_error(e)}): delete it") from None
     for s in snapshots:
         fits = s.video_embed.shape == s.audio_embed.shape and s.video_embed.ndim == 2 and len(s.video_embed) == clips
         arrays = s.video_embed, s.audio_embed, s.match_prob

@@ -14,7 +14,7 @@ import safetensors, torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
-from ..data.io import read_json, write_atomically
+from ..data.io import describe_error, read_json, write_atomically
 from ..distributed import full_tensor
 from .config import FIELDS, Recipe
 
@@ -50,8 +50,7 @@ def load_tensors(
         digest, expected = metadata.pop("digest", ""), _digest(tensors, metadata)
     except (OSError, MemoryError): raise
     except Exception as e:  # a file from elsewhere may hold anything
-        line = str(e).partition("\n")[0]
-        raise ValueError(f"{path} is no checkpoint of vat_nb ({type(e).__name__}: {line})") from None
+        raise ValueError(f"{path} is no checkpoint of vat_nb ({describe_error(e)})") from None
     if digest != expected:
         raise ValueError(
             f"{path} is no checkpoint of vat_nb as it was written: its digest does not fit what it holds; copy it "

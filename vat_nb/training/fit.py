@@ -111,13 +111,13 @@ class Best(NamedTuple):
 def evaluate(
     validate: Callable[[VAT], Validation],
     objective: Pretrain | Finetune,
-) -> dict[str, dict[str, float]]:  # fields of an EpochLog
+    log: EpochLog,  # of the epoch
+) -> EpochLog:  # the same with scores
     "Score the student and its teacher on the held-out clips."
     student, teacher = validate(objective.student), validate(objective.teacher)
     first = next(iter(teacher.scores))
-    return dict(
-        valid_scores=student.scores, valid_losses=student.losses, teacher_scores={first: teacher.scores[first]}
-    )
+    teacher_scores = {first: teacher.scores[first]}
+    return replace(log, valid_scores=student.scores, valid_losses=student.losses, teacher_scores=teacher_scores)
 
 # %% ../../nbs/3_training/04_fit.ipynb #07cfbef3
 def best_epoch(history: list[EpochLog]) -> Best | None:  # None where nothing was validated
@@ -236,7 +236,7 @@ def fit(
         for epoch in range(len(run.history), epochs):
             log = run.train_epoch(epoch, signals)
             started = time.perf_counter()
-            if validate: log = replace(log, **broadcast_object_list([evaluate(validate, run.objective)])[0])
+            if validate: log = broadcast_object_list([evaluate(validate, run.objective, log)])[0]
             run.end_epoch(replace(log, seconds=run.state.seconds + time.perf_counter() - started))
             if epoch_callback and run.main and not run.config.shard_encoders: epoch_callback(run.objective, run.history)
             run.save()
