@@ -142,11 +142,12 @@ def _pipeline_arrows(ax: Axes) -> None:
     _arrow(ax, (2.2, 0.45), (1.1, 0.45), (1.1, 1.05), dashed=True)
     _arrow(ax, (0.12, 1.35), (0.02, 1.35), (0.02, 3.6), (2.6, 3.6), dashed=True)
     _arrow(ax, (5.2, 0.45), (8.5, 0.45), dashed=True)
+    _arrow(ax, (4.8, 3.6), (6.4, 3.6))  # which pairs the matching gets
     for y in (1.6, 2.6, 4.6, 5.6): _arrow(ax, (11.1, 0.45), (13.5, 0.45), (13.5, y), (13.15, y), dashed=True)
     for x, y, text in (
         (4.02, 4.08, "[CLS]"), (4.02, 3.0, "[CLS]"), (5.55, 4.62, "tokens"), (5.55, 2.45, "tokens"),
         (8.0, 5.62, "[CLS]"), (8.0, 1.88, "[CLS]"), (9.6, 4.62, "tokens"), (9.72, 3.68, "[CLS]"), (9.6, 2.48, "[CLS]"),
-        (1.32, 3.7, "keys, soft targets"),
+        (1.32, 3.7, "keys, soft targets"), (5.62, 3.7, "hard negatives"),
     ): ax.text(x, y, text, ha="center", fontsize=8, color="0.25")
 
 
@@ -160,8 +161,8 @@ def plot_pipeline() -> Axes:
     loss, teacher = "#fff3b8", "#eeeeee"
     _box(ax, 1.05, 4.9, 1.7, 0.9, "video\nframes", "white")
     _box(ax, 1.05, 2.3, 1.7, 0.9, "audio\nlog-mel", "white")
-    _box(ax, 3.7, 4.9, 2.3, 1.1, f"video encoder\n{video_layers} layers", video)
-    _box(ax, 3.7, 2.3, 2.3, 1.1, f"audio encoder\n{audio_layers} layers", audio)
+    _box(ax, 3.7, 4.9, 2.3, 1.1, f"video encoder\n{video_layers} layers (base)", video)
+    _box(ax, 3.7, 2.3, 2.3, 1.1, f"audio encoder\n{audio_layers} layers (base)", audio)
     layers = f"multimodal encoder\n{fusion_layers} layers: self-attention,\ncross-attention to video,\nfeed-forward"
     _box(ax, 7.8, 3.6, 2.8, 1.7, layers, fused)
     _box(ax, 3.7, 3.6, 2.2, 0.7, "contrast (VAC)", loss, round_=True)

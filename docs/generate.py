@@ -132,8 +132,10 @@ def notebook_page(name):
                 MADE[path] = png
                 parts.append(f"![Figure of {name}, cell {i}](../{path})")
                 figures[path] = len(png)
-            elif "text/plain" in data:
-                parts.append(fence("".join(data["text/plain"]), "text"))
+            elif "".join(data.get("text/plain", "")).startswith("<IPython.core.display.HTML"):
+                parts.append("".join(data["text/html"]))  # a part of a panel
+            elif "text/plain" in data or out.get("name") == "stdout":
+                parts.append(fence("".join(data.get("text/plain", out.get("text"))), "text"))
     where = f"Notebook `{PATHS[name].relative_to(TOP)}`" + (
         f" · defines [`vat_nb.{module}`](../reference/{module}.md)"
         if module
@@ -394,7 +396,7 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_files(files, config):
     "Add what is made."
-    MADE["data.md"] = (TOP / "data/README.md").read_text(encoding="utf-8")
+    MADE["data.md"] = (TOP / "data/README.md").read_text(encoding="utf-8").replace("](../docs/", "](")
     for path in (TOP / "figures").iterdir():
         MADE[f"figures/{path.name}"] = path.read_bytes()
     notebooks_index({name: notebook_page(name) for name in NBS})

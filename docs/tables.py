@@ -163,7 +163,7 @@ VALUES = (
     "random_negatives=0.0",
     "random_negatives=1.0",
     "contrast_keys=teacher",
-    "early_fusion=False",
+    "joint_heads=False",
     "feature_dropout=0.0",
     "distill_alpha=0.4",
 )
@@ -536,4 +536,27 @@ def pairs_table(runs: list[dict[str, Any]]) -> str:
     ]
     sizes, times = ("audio_MB", "video_MB"), ("audio_s", "video_s")
     rows = [[r["pair"], *(f"{r[k]:.0f}" for k in sizes), *(f"{r[k]:.1f}" for k in times)] for r in runs[0]["pairs"]]
-    return markdown_table(names, rows)
+    shares = {r["step"].partition(", ")[2]: r["products"] for r in runs[0]["bounds"] if "extraction" in r["step"]}
+    bounds = [[name.partition(":")[2], f"{share:.2f}"] for name, share in shares.items()]
+    text = "From the store to features, the share of the time that the encoder's own products take:"
+    return "\n\n".join([markdown_table(names, rows), text, markdown_table(["encoder", "share"], bounds)])
+
+
+def reading_table(runs: list[dict[str, Any]]) -> str:
+    "Tabulate the time to read clips against a plain decode, and a plan for a large release."
+    run = runs[0]["reading"]
+    costs = {(r["files"], r["way"]): r["over_plain_decode"] for r in run["reading"]}
+    ways = {"read_clip": "whole frames", "with the cascade": "faces by the cascade", "with YuNet": "faces by YuNet"}
+    rows = []
+    for way, words in ways.items():
+        plan = {r["cores"]: r for r in run["plan"] if r["way"] == way}
+        hours = [f"{plan[n]['hours']:.2g}" for n in (2, 16, 64)]
+        times = [f"{costs[files, way]:.2f}" for files in ("as they are", "720p")]
+        rows.append([words, *times, *hours, f"{plan[2]['store_GB']:.0f} GB"])
+    names = ["way", "over a plain decode", "the same, 720p", "hours on 2 cores", "on 16", "on 64", "store"]
+    moviepy = [costs[files, "moviepy, no audio"] for files in ("as they are", "720p")]
+    text = (
+        f"Frames through moviepy cost {moviepy[0]:.1f} and {moviepy[1]:.1f} of a plain decode. Two processes read "
+        f"{run['gain']:.2f} times as many clips as one."
+    )
+    return "\n\n".join([markdown_table(names, rows), text])

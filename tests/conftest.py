@@ -33,13 +33,10 @@ def write_noise(folder, clips):
     import simplejpeg
     from vat_nb.types import Clip
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LEDGER, StoreSettings, append_rows, write_clips, save_clip
+    from vat_nb.data.store import LedgerRow, StoreSettings, append_rows, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
     rng = np.random.default_rng(0)
-    read = dict(status="ok", duration=1.0, frames=10, samples=16000)
-    read |= dict(source_size=1, source_mtime=1, settings_hash="0" * 12)
-    row = dict.fromkeys(LEDGER, "") | read
     made = [
         Clip(
             f"clip{i:02d}",
@@ -56,7 +53,8 @@ def write_noise(folder, clips):
         audio = rng.integers(-9999, 9999, 16000).astype(np.int16)
         decoded = DecodedClip(jpegs, np.arange(10) / 10 + 0.05, audio, 1.0, (), "")
         save_clip(folder / "clips" / f"{c.id}.safetensors", decoded)
-    append_rows(folder, [row | dict(id=c.id, split=c.split) for c in made])
+    counts = dict(duration=1.0, frames=10, samples=16000)
+    append_rows(folder, [LedgerRow(c.id, split=c.split, **counts) for c in made])
     write_clips(folder, made, MER23, StoreSettings(fps=10.0, size=64, quality=90, faces=None))
     return folder
 

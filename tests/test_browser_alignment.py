@@ -83,7 +83,7 @@ def test_alignment_panel_and_audit(lab, demo_run, tmp_path):  # noqa: F811
         with notebook.changes():
             notebook.pick("judged by", "finished model")
         with notebook.changes():
-            notebook.pick("clips of", "kept clips")
+            notebook.pick("clips of", "snapshot clips")
         notebook.tick("drop")
         notebook.idle()
         notebook.press("save audit file")

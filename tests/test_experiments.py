@@ -58,11 +58,11 @@ def test_ablation_trains_each_row_once(where, tmp_path):
         "+ blend",
         "+ augmentation",
         "+ pseudo-labels",
-        "all, learned weights",
+        "all, uncertainty weighting",
         "all, modality dropout",
         "the recipe",
     ]
-    assert [r["row"] for r in result["rows"]] == ladder, "with one epoch, measured weights cannot be, and all else can"
+    assert [r["row"] for r in result["rows"]] == ladder, "with one epoch, gradient blending cannot be, and all else can"
     trained = len(list((out / "ablation").glob("* clean.safetensors")))
     assert trained == 2 * (len(ladder) - 1), "this recipe is the row + augmentation, and is trained once"
     assert len(list((out / "ablation").glob("pretraining *.safetensors"))) == 2 * 5, (
@@ -151,7 +151,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
         "augment_blur=0.0",
         "augment_wave=0.0",
         "feature_rate=10.0",
-        "early_fusion=True",
+        "joint_heads=True",
         "linear_probe=True",
     )
     with pytest.raises(ParameterError, match="set weight_masked to 0"):

@@ -192,7 +192,7 @@ from vat_nb.sizes import ModelConfig, build_vat
 from vat_nb.data.store import open_store
 from vat_nb.finetuning import Finetune
 from vat_nb.pretraining import Pretrain
-from vat_nb.train_loop import OptimConfig
+from vat_nb.optimizer import OptimConfig
 from vat_nb.training.fit import Validation, fit, make_accelerator
 
 def train(store, out, minutes):

@@ -196,7 +196,7 @@ from vat_nb.data.store import StoreSettings
 settings = StoreSettings(fps=4.0, size=160, quality=90, faces="cascade")
 row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], settings)
 peak = next(int(line.split()[1]) // 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(row["status"], row["frames"], row["samples"], peak)
+print(row.status, row.frames, row.samples, peak)
 """
 
 

@@ -122,7 +122,7 @@ def test_training_teaches_what_it_should(names, store, video, audio, grid, tunin
     from vat_nb.momentum import update_teacher
     from vat_nb.finetuning import Finetune
     from vat_nb.pretraining import PretrainWeights, Pretrain
-    from vat_nb.train_loop import make_optimizer
+    from vat_nb.optimizer import make_optimizer
 
     torch.manual_seed(0)
     make = lambda: vat(video_encoder(names[video], tuning, grid), audio_encoder(names[audio], tuning))
@@ -245,7 +245,7 @@ def test_small_model_trains_on_cached_features(names, store):
     from vat_nb.runs.pipeline import new_model
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.finetuning import Finetune
-    from vat_nb.train_loop import OptimConfig
+    from vat_nb.optimizer import OptimConfig
     from vat_nb.training.fit import fit, make_accelerator
 
     recipe = recipe_of(names, store, feature_dropout=0.0, dropout=0.0)
@@ -338,7 +338,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LEDGER, StoreSettings, append_rows, open_store, write_clips, save_clip
+    from vat_nb.data.store import LedgerRow, StoreSettings, append_rows, open_store, write_clips, save_clip
     from vat_nb.data.validation import MER23
 
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []
@@ -354,20 +354,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
             None,
         )
         save_clip(tmp_path / "clips" / f"{clip.id}.safetensors", media)
-        rows.append(
-            dict.fromkeys(LEDGER, "")
-            | dict(
-                id=clip.id,
-                split="train",
-                status="ok",
-                duration=media.duration,
-                frames=frames,
-                samples=samples,
-                source_size=1,
-                source_mtime=1,
-                settings_hash="0" * 12,
-            )
-        )
+        rows.append(LedgerRow(clip.id, split="train", duration=media.duration, frames=frames, samples=samples))
     append_rows(tmp_path, rows)
     write_clips(tmp_path, clips, MER23, StoreSettings(fps=10.0, size=32, quality=90, faces=None))
     store = open_store(tmp_path)

@@ -27,7 +27,7 @@ from vat_nb.pseudo_labels import FlexMatchThresholds
 from vat_nb.supervision import UncertaintyWeighting
 from vat_nb.finetuning import Finetune
 from vat_nb.pretraining import Pretrain, PretrainWeights
-from vat_nb.train_loop import OptimConfig
+from vat_nb.optimizer import OptimConfig
 from vat_nb.training.fit import fit, make_accelerator
 
 def clips(n):
@@ -64,8 +64,8 @@ data = clips(n)
 def loader():
     sampler = WindowSampler([4] * n, 4, shuffle=True, seed=3)
     return DataLoader(Rows(), size, sampler=sampler, collate_fn=lambda items: data.select(torch.tensor(items)))
-masking = 1.0 if draws else 0.0
-make = lambda: build_vat(ModelConfig("tiny", 32, 12.5, 6, 1, masking=masking))
+spec_augment = 1.0 if draws else 0.0
+make = lambda: build_vat(ModelConfig("tiny", 32, 12.5, 6, 1, spec_augment=spec_augment))
 pre = fill(Pretrain(make(), 30, PretrainWeights(1, draws, draws), augment, keys))
 tune = fill(
     Finetune(

@@ -354,11 +354,11 @@ def run(store, model, tmp_path):
     "A run's folder as training leaves it, with two clips and a first snapshot."
     from vat_nb.training.settings_file import read_recipe
     from vat_nb.data.store import open_store
-    from vat_nb.runs.snapshots import keep_run
+    from vat_nb.runs.snapshots import start_snapshots
 
     data = open_store(store)
     recipe = read_recipe("demo", store_dir=str(store), output_dir=str(tmp_path / "run"), num_frames=10, batch_size=2)
-    keep_run(tmp_path / "run", data, data.usable()[:2], recipe, model)
+    start_snapshots(tmp_path / "run", data, data.usable()[:2], recipe, model)
     return tmp_path / "run"
 
 

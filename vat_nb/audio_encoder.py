@@ -98,7 +98,7 @@ class AudioEncoder(nn.Module):
         mels: int = 128,  # bands of the spectrogram
         patch: tuple[int, int] = (16, 16),  # bands and columns (10 ms each) of a patch
         dropout: float = 0.0,
-        masking: tuple[int, int] = (0, 0),  # SpecAugment in training: most bands and columns masked
+        spec_augment: tuple[int, int] = (0, 0),  # SpecAugment in training: most bands and columns masked
         stem: Sequence[int] = (),  # channels of the convolutions before the patches, see `MaskedConvStem`
         pooled: bool = False,  # [CLS] begins with the mean of the tokens
     ):
@@ -106,7 +106,7 @@ class AudioEncoder(nn.Module):
         if mels % patch[0]: raise ValueError(f"patches of {patch[0]} bands do not tile {mels} bands")
         self.dim, self.patch, self.bands = dim, patch, mels // patch[0]
         self.logmel = LogMel(mels)
-        self.masking = masking
+        self.spec_augment = spec_augment
         self.stem = MaskedConvStem(stem) if stem else None
         self.embed = Linear(patch[0] * patch[1] // 4 ** len(stem) * (stem[-1] if stem else 1), dim)
         self.spatial_pos = nn.Parameter(torch.randn(self.bands, dim) * 0.02)
@@ -148,7 +148,7 @@ class AudioEncoder(nn.Module):
         full: bool = False,  # every sample is known to be real
     ) -> Tokens:  # [CLS], then moments x bands
         mel, column_mask = self.logmel(audio, audio_mask)
-        if self.training and any(self.masking): mel = spec_augment(mel, column_mask, *self.masking)
+        if self.training and any(self.spec_augment): mel = spec_augment(mel, column_mask, *self.spec_augment)
         patches, mask = self.patches(mel, column_mask)
         if self.stem is not None:
             if mask_positions is not None: patches = patches.masked_fill(mask_positions[..., None], 0)

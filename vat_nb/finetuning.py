@@ -79,14 +79,14 @@ class Finetune(nn.Module):
     def forward(self, context: FinetuneContext, alpha: float) -> StepOutput:  # alpha: weight of the teacher
         batch, teacher, scales = context
         augmented = self.augment._replace(drop=0.0)(batch)
-        share, partner = 1.0, None
+        lam, partner = 1.0, None
         if self.mixup:
-            share, partner = sample_mixup(len(batch.labels), self.mixup)
-            augmented = mix_clips(augmented, share, partner.to(batch.labels.device))
+            lam, partner = sample_mixup(len(batch.labels), self.mixup)
+            augmented = mix_clips(augmented, lam, partner.to(batch.labels.device))
         # modalities leave after the mixing, or a partner would bring back what was dropped
         outputs = self.supervised_heads(self.student(drop_modality(augmented, self.augment.drop)))
         losses = self.mixed_losses(
-            outputs, batch.labels, batch.targets, teacher, share, partner, alpha, self.smoothing
+            outputs, batch.labels, batch.targets, teacher, lam, partner, alpha, self.smoothing
         )
         losses = {k: (scales.targets if k.kind == "targets" else scales.classes) * v for k, v in losses.items()}
         loss = self.weighting(losses, scales.clips)
@@ -96,7 +96,7 @@ class Finetune(nn.Module):
         if self.thresholds is None: return StepOutput(loss, parts, weights)
         unlabelled = batch.labels < 0
         labels = self.thresholds.assign(teacher["fused"].logits, unlabelled)
-        pseudo = self.mixed_losses(outputs, labels, batch.targets[:, :0], {}, share, partner)
+        pseudo = self.mixed_losses(outputs, labels, batch.targets[:, :0], {}, lam, partner)
         # the share of confident predictions (Sohn et al. 2020, equation 4)
         rate = scales.unlabelled * (labels >= 0).sum().to(loss.dtype) / unlabelled.sum().clamp(min=1)
         loss = loss + rate * sum(pseudo.values()) / len(pseudo)
@@ -108,7 +108,7 @@ class Finetune(nn.Module):
         labels: Tensor,  # [B] class, -100 where unlabelled
         targets: Tensor,  # [B, K] NaN where unlabelled
         teacher: dict[str, HeadOutput],  # its outputs; empty where it is not used
-        share: float | Tensor,  # of a clip in its mixture
+        lam: float | Tensor,  # share of a clip in its mixture
         partner: Tensor | None,  # [B] row that each clip was mixed with; None mixed nothing
         alpha: float = 0.0, smoothing: float = 0.0,
     ) -> dict[LossName, Tensor]:
@@ -118,7 +118,7 @@ class Finetune(nn.Module):
         if partner is None: return losses
         teacher = {k: HeadOutput(*(x[partner] for x in output)) for k, output in teacher.items()}
         other = head_losses(outputs, labels[partner], targets[partner], std, teacher, alpha, smoothing)
-        return {k: share * v + (1 - share) * other[k] for k, v in losses.items()}
+        return {k: lam * v + (1 - lam) * other[k] for k, v in losses.items()}
 
     def single_step(self, batch: Batch, alpha: float) -> StepOutput:
         "Take a batch as a step of its own."

@@ -179,21 +179,21 @@ class VAT(nn.Module):
         project: int = 256,  # width of the contrast space
         temperature: float = 0.07,  # of the contrast before training; it is learnt
         dropout: float = 0.0,
-        early_fusion: bool = False,  # the fused heads also read both [CLS] and their agreement, see `join`
+        joint_heads: bool = False,  # the fused heads also read both [CLS] and their agreement, see `join`
         linear_probe: bool = False,  # add a linear map of mean and deviation of the features to each head
         projection_norm: bool = False,  # batch normalisation before the projections into the contrast space
         unimodal_fallback: bool = False,  # in prediction, the other stream's head answers where a stream is missing
     ):
         super().__init__()
-        if early_fusion and video.dim != audio.dim:
-            raise ValueError(f"early fusion needs encoders of one width, and these have {video.dim} and {audio.dim}")
+        if joint_heads and video.dim != audio.dim:
+            raise ValueError(f"joint heads need encoders of one width, and these have {video.dim} and {audio.dim}")
         self.project, self.unimodal_fallback = project, unimodal_fallback
-        self.early_fusion, joint = early_fusion, audio.dim * (4 if early_fusion else 1)
+        self.joint_heads, joint = joint_heads, audio.dim * (4 if joint_heads else 1)
         self.video, self.audio, self.fusion = video, audio, fusion
         self.video_proj, self.audio_proj = (projection(e.dim, project, projection_norm) for e in (video, audio))
         self.temperature = nn.Parameter(torch.tensor(temperature))
         self.match_head = nn.Linear(audio.dim, 2)
-        if early_fusion:
+        if joint_heads:
             self.match_head = nn.Sequential(
                 nn.Linear(joint, audio.dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(audio.dim, 2)
             )
@@ -243,9 +243,9 @@ class VAT(nn.Module):
         fused: Tensor,  # [P, D] [CLS] of the fusion
         video: Tensor,  # [P, D] [CLS] of the video
         audio: Tensor,  # [P, D] [CLS] of the audio
-    ) -> Tensor:  # [P, D], with early fusion [P, 4 D]
-        "Return the input of the fused heads: the fused [CLS]; with early fusion, also both others and their agreement."
-        if not self.early_fusion: return fused
+    ) -> Tensor:  # [P, D], with joint heads [P, 4 D]
+        "Return the input of the fused heads: the fused [CLS]; with joint heads, also both others and their agreement."
+        if not self.joint_heads: return fused
         agreement = F.normalize(video, dim=-1) * F.normalize(audio, dim=-1) * math.sqrt(video.shape[-1])
         return torch.cat([fused, video, audio, agreement], -1)
 

@@ -29,22 +29,22 @@ class Size:
     mel_stem: tuple[int, ...] = ()  # channels of the convolutions before the patches
     project: int = 64  # width of the contrast space
     dropout: float = 0.1
-    masking: tuple[int, int] = (12, 12)  # SpecAugment: most bands and columns masked
+    spec_augment: tuple[int, int] = (12, 12)  # SpecAugment: most bands and columns masked
     pooled: bool = True  # [CLS] begins with the mean of all tokens
     random_negatives: float = 0.33  # first share of pretraining, in which wrong partners are drawn uniformly
 
 # %% ../nbs/1_method/08_sizes.ipynb #f00caec8
 SIZES = dict(
-    mini=Size(96, 4, (1, 1, 1), patch=16, tubelet=2, stem=((24, 4, 4), (48, 3, 2), (96, 3, 2)), masking=(12, 24)),
+    mini=Size(96, 4, (1, 1, 1), patch=16, tubelet=2, stem=((24, 4, 4), (48, 3, 2), (96, 3, 2)), spec_augment=(12, 24)),
     compact=Size(
         128, 4, (1, 1, 1), patch=64, tubelet=1, stem=((16, 3, 2), (32, 3, 2), (48, 3, 2), (64, 3, 2)),
-        mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), dropout=0.2, masking=(12, 24),
+        mel_patch=(64, 16), mel_stem=(16, 32, 64, 128), dropout=0.2, spec_augment=(12, 24),
     ),
     tiny=Size(96, 4, (3, 3, 2), patch=16, tubelet=4, stem=((32, 7, 4), (64, 3, 2))),
     small=Size(256, 4, (6, 4, 3), patch=16, tubelet=2, stem=((64, 7, 4), (128, 3, 2)), project=128),
     base=Size(
         768, 12, (12, 6, 6), patch=16, tubelet=2, stem=(),
-        mels=128, mel_patch=(16, 16), project=256, masking=(24, 24), pooled=False, random_negatives=0.0,
+        mels=128, mel_patch=(16, 16), project=256, spec_augment=(24, 24), pooled=False, random_negatives=0.0,
     ),
 )
 
@@ -65,14 +65,14 @@ class ModelConfig:
     classes: int
     targets: int = 0  # continuous targets
     temperature: float = 0.07  # of the contrast before training
-    masking: float = 1.0  # SpecAugment in training, as a multiple of the size's own
+    spec_augment: float = 1.0  # SpecAugment in training, as a multiple of the size's own
     tubelet: int | None = None  # frames of a tubelet; None takes the size's own
     video: EncoderSource | None = None  # None: the size's own encoder
     audio: EncoderSource | None = None
     tuning: str = "frozen"  # what of pretrained encoders is trained: "frozen", "lora" or "full"
     dropout: float | None = None  # None takes the size's own
     feature_dropout: float = 0.0  # of the features of pretrained encoders
-    early_fusion: bool = False  # see `VAT`
+    joint_heads: bool = False  # see `VAT`
     linear_probe: bool = False  # see `VAT`
     projection_norm: bool = False  # see `VAT`
     unimodal_fallback: bool = False  # see `VAT`
@@ -95,11 +95,11 @@ def build_vat(config: ModelConfig) -> VAT:
     )
     audio = config.audio.build(config) if config.audio else AudioEncoder(
         layers=s.layers[1], mels=s.mels, patch=s.mel_patch, stem=s.mel_stem, pooled=pooled,
-        masking=(round(config.masking * s.masking[0]), round(config.masking * s.masking[1])), **widths,
+        spec_augment=tuple(round(config.spec_augment * n) for n in s.spec_augment), **widths,
     )
     model = VAT(
         video, audio, Fusion(layers=s.layers[2], context=s.dim, **widths), config.classes, config.targets, s.project,
-        config.temperature, widths["dropout"], config.early_fusion, config.linear_probe, config.projection_norm,
+        config.temperature, widths["dropout"], config.joint_heads, config.linear_probe, config.projection_norm,
         config.unimodal_fallback,
     )
     if config.linear_probe: begin_as_identity(model)  # random blocks would add noise to good features

@@ -19,23 +19,23 @@ from .momentum import class_targets
 # %% ../nbs/1_method/13_supervision.ipynb #e4c51eca
 def class_loss(
     logits: Tensor,  # [B, C]
-    y: Tensor,  # [B] class, -100 where unlabelled
-    target: Tensor,  # [B, C] distribution, from `class_targets`
+    labels: Tensor,  # [B] class, -100 where unlabelled
+    soft_labels: Tensor,  # [B, C] distribution, from `class_targets`
 ) -> Tensor:  # scalar
     "Compute the cross-entropy over the labelled clips."
-    labelled = y >= 0
-    each = -(target * upcast(logits).log_softmax(1)).sum(1)
+    labelled = labels >= 0
+    each = -(soft_labels * upcast(logits).log_softmax(1)).sum(1)
     return torch.where(labelled, each, 0).sum() / labelled.sum().clamp(min=1)
 
 # %% ../nbs/1_method/13_supervision.ipynb #c3e620c4
 def target_loss(
     values: Tensor,  # [B, K] predictions, in the targets' unit
-    t: Tensor,  # [B, K] targets, NaN where unlabelled
+    targets: Tensor,  # [B, K] NaN where unlabelled
     std: Tensor,  # [K] their standard deviation over the training clips
 ) -> Tensor:  # scalar
     "Compute the squared error over the labelled targets, in standard deviations."
-    labelled = t.isfinite()
-    each = ((upcast(values) - torch.where(labelled, t, 0)) / std) ** 2
+    labelled = targets.isfinite()
+    each = ((upcast(values) - torch.where(labelled, targets, 0)) / std) ** 2
     return torch.where(labelled, each, 0).sum() / labelled.sum().clamp(min=1)
 
 # %% ../nbs/1_method/13_supervision.ipynb #ca0eb021
@@ -48,9 +48,9 @@ class LossName(NamedTuple):
 
 
 def head_losses(
-    scores: dict[str, HeadOutput],  # head -> its output
-    y: Tensor,  # [B] class, -100 where unlabelled
-    t: Tensor,  # [B, K] targets, NaN where unlabelled
+    outputs: dict[str, HeadOutput],  # head -> its output
+    labels: Tensor,  # [B] class, -100 where unlabelled
+    targets: Tensor,  # [B, K] NaN where unlabelled
     std: Tensor,  # [K] standard deviation of the targets
     teacher: dict[str, HeadOutput] | None = None,  # the teacher's outputs, for momentum distillation
     alpha: float = 0.0,  # weight of the teacher
@@ -58,11 +58,12 @@ def head_losses(
 ) -> dict[LossName, Tensor]:
     "Compute the loss of each head, for classes and for targets apart."
     losses = {}
-    for name, (logits, values) in scores.items():
+    for head, (logits, values) in outputs.items():
         if logits.shape[1]:
-            soft = teacher[name].logits if teacher else None
-            losses[LossName(name)] = class_loss(logits, y, class_targets(y, logits.shape[1], soft, alpha, smoothing))
-        if t.shape[1]: losses[LossName(name, "targets")] = target_loss(values, t, std)
+            soft = teacher[head].logits if teacher else None
+            soft_labels = class_targets(labels, logits.shape[1], soft, alpha, smoothing)
+            losses[LossName(head)] = class_loss(logits, labels, soft_labels)
+        if targets.shape[1]: losses[LossName(head, "targets")] = target_loss(values, targets, std)
     return losses
 
 # %% ../nbs/1_method/13_supervision.ipynb #081f5ff9

@@ -12,6 +12,7 @@ import cv2, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from vat_nb.data.io import (
 )
 from .faces import face_locator
 from .label_record import describe_changes, label_of, labels_digest
-from .decoding import ERROR_CODES, MediaError, read_clip
+from .decoding import ERROR_CODES, DecodedClip, MediaError, read_clip
 from .validation import Task
-from .store import LEDGER, StoreSettings, append_rows, open_store, read_ledger, save_clip, write_clips
+from vat_nb.data.store import (
+    LedgerRow, StoreSettings, append_rows, open_store, read_ledger, save_clip, write_clips,
+)
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #0d9e3e59
 RETRYABLE = ("TIMEOUT", "CRASHED")  # reasons that may not be the file's fault: tried again by the next run
@@ -55,12 +58,13 @@ def failed_row(
     settings: StoreSettings,
     reason: str,  # a code of `decoding.ERROR_CODES`
     detail: str = "",
-) -> dict[str, Any]:
+) -> LedgerRow:
     "Make the ledger row of a clip that cannot be used."
     size, mtime = _source_stamp(clip)
-    numbers = dict(duration=0.0, frames=0, samples=0, source_size=size, source_mtime=mtime)
-    source = dict(id=clip.id, path=printable(clip.path), split=clip.split, settings_hash=settings_hash(clip, settings))
-    return dict.fromkeys(LEDGER, "") | source | dict(status="failed", reason=reason, detail=printable(detail)) | numbers
+    return LedgerRow(
+        clip.id, printable(clip.path), "failed", reason, printable(detail), clip.split,
+        source_size=size, source_mtime=mtime, settings_hash=settings_hash(clip, settings),
+    )
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #d68d51ca
 def preprocess_clip(
@@ -68,7 +72,7 @@ def preprocess_clip(
     folder: str | Path,  # the store's clips/
     settings: StoreSettings,
     timeout_s: float = 300.0,  # s that reading may take
-) -> dict[str, Any]:  # the ledger row
+) -> LedgerRow:
     "Read one clip, write it to the store, report how it went. Raises OSError only when the store cannot be written."
     row, target = failed_row(clip, settings, ""), Path(folder, clip_file(clip.id))  # the file as it is before reading
     frames = settings.fps, settings.size, settings.quality
@@ -76,14 +80,16 @@ def preprocess_clip(
     try: media = read_clip(clip.path, *frames, locate=face_locator(settings.faces), **options)
     except Exception as e:  # whatever a damaged file does to a decoder, it must not end the run
         target.unlink(missing_ok=True)
-        if isinstance(e, MediaError): return row | dict(reason=e.reason, detail=printable(str(e)))
-        return row | dict(reason="DECODE_ERROR", detail=printable(describe_error(e)))
+        if isinstance(e, MediaError): return replace(row, reason=e.reason, detail=printable(str(e)))
+        return replace(row, reason="DECODE_ERROR", detail=printable(describe_error(e)))
     save_clip(target, media)
-    return row | _media_columns(media)
+    return _with_media(row, media)
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #df605ee4
-def _media_columns(media) -> dict[str, Any]:  # of the ledger, for a clip that was read
-    return dict(
+def _with_media(row: LedgerRow, media: DecodedClip) -> LedgerRow:
+    "Return the row of a clip that was read."
+    return replace(
+        row,
         status="degraded" if media.reasons else "ok",
         reason=" ".join(media.reasons),
         detail=media.detail,
@@ -147,7 +153,7 @@ def _bounded_submit(clips: Iterator[Clip], submit, max_in_flight: int) -> Iterat
 
 def _process_rows(
     clips: list[Clip], folder: Path, settings: StoreSettings, timeout_s: float, processes: int
-) -> Iterator[dict]:
+) -> Iterator[LedgerRow]:
     if processes == 1 and len(clips) < 100 or len(clips) < 8:  # starting a process costs seconds
         yield from (preprocess_clip(c, folder, settings, timeout_s) for c in clips)
         return
@@ -164,7 +170,9 @@ def _process_rows(
         finally: pool.stop()
 
 # %% ../../nbs/2_data/10b_preprocessing.ipynb #6472c7b8
-def _dask_rows(clips: list[Clip], folder: Path, settings: StoreSettings, timeout_s: float, client) -> Iterator[dict]:
+def _dask_rows(
+    clips: list[Clip], folder: Path, settings: StoreSettings, timeout_s: float, client
+) -> Iterator[LedgerRow]:
     from distributed import KilledWorker
     max_in_flight, pool = 4 * max(sum(client.nthreads().values()), 1), client.get_executor(pure=False)
     def submit(c): return pool.submit(preprocess_clip, c, folder, settings, timeout_s)

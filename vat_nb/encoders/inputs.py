@@ -143,7 +143,7 @@ def model_config(
     return ModelConfig(
         r.model_size, r.image_size, r.fps, len(task.classes), len(task.targets), r.temperature,
         r.augment_spectrogram, r.tubelet, **encoders,
-        tuning=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, early_fusion=r.early_fusion,
+        tuning=r.encoder_tuning, dropout=r.dropout, feature_dropout=r.feature_dropout, joint_heads=r.joint_heads,
         linear_probe=r.probes_features, projection_norm=r.projection_norm, pooled=r.pooled,
         unimodal_fallback=r.unimodal_fallback,
     )

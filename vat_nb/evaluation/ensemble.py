@@ -50,25 +50,25 @@ def folds(
 def save_predictions(
     path: str | Path,  # a .safetensors file
     predictions: Predictions,
-    about: dict[str, Any] | None = None,  # the recipe, as JSON can hold it
+    settings: dict[str, Any] | None = None,  # the recipe, as JSON can hold it
 ) -> None:
     "Write predictions into one file, atomically."
     arrays = dict(video_embed=predictions.video_embed, audio_embed=predictions.audio_embed)
     for h in HEADS: arrays |= {f"{h} logits": predictions.logits[h], f"{h} values": predictions.values[h]}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
-    save_tensors(path, tensors, dict(ids=[c.id for c in predictions.clips], about=about or {}))
+    save_tensors(path, tensors, dict(ids=[c.id for c in predictions.clips], about=settings or {}))
 
 
 def load_predictions(
     path: str | Path,  # a .safetensors file
     clips: list[Clip],  # the clips whose predictions these should be
-    about: dict[str, Any] | None = None,  # the recipe of this run
+    settings: dict[str, Any] | None = None,  # the recipe of this run
 ) -> Predictions:
     "Read predictions. Raises ValueError when they are of other clips, or of another recipe."
     tensors, metadata = load_tensors(path)
     if metadata["ids"] != [c.id for c in clips]:
         raise ValueError(f"{path} holds predictions of other clips than were asked for: delete it to predict again")
-    check_same_config(metadata["about"], about or {}, path)
+    check_same_config(metadata["about"], settings or {}, path)
     logits, values = ({h: tensors[f"{h} {name}"].numpy() for h in HEADS} for name in ("logits", "values"))
     return Predictions(clips, logits, values, tensors["video_embed"].numpy(), tensors["audio_embed"].numpy())
 

@@ -32,7 +32,7 @@ def _probe_input(model: VAT, batch: Batch) -> dict[str, torch.Tensor]:  # head -
     encoded = model.encode(batch)
     if encoded.statistics: return encoded.statistics
     video, audio = encoded.video.cls, encoded.audio.cls
-    fused = torch.cat([video, audio], 1) if model.early_fusion else model.fusion(encoded.video, encoded.audio).cls
+    fused = torch.cat([video, audio], 1) if model.joint_heads else model.fusion(encoded.video, encoded.audio).cls
     return dict(video=video, audio=audio, fused=fused)
 
 # %% ../../nbs/5_evaluation/06_linear_probe.ipynb #cccf6064
@@ -78,7 +78,7 @@ def _write_probe(model: VAT, name: str, weight: np.ndarray, bias: np.ndarray) ->
     layer, columns = model.heads[name].out[-1], slice(None)
     for p in layer.parameters(): torch.nn.init.zeros_(p)
     if name in model.probes: layer = model.probes[name]
-    elif name == "fused" and model.early_fusion:  # of [CLS] of fusion, video, audio, and agreement: see `VAT.join`
+    elif name == "fused" and model.joint_heads:  # of [CLS] of fusion, video, audio, and agreement: see `VAT.join`
         columns = slice(layer.in_features // 4, 3 * layer.in_features // 4)
     layer.weight[:, columns] = torch.from_numpy(weight).to(layer.weight)
     layer.bias[:] = torch.from_numpy(bias).to(layer.bias)

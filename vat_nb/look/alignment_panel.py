@@ -8,6 +8,8 @@ __all__ = ['pair_film', 'plot_pairs', 'ClickImage', 'clicked_cell', 'metrics_htm
 # %% ../../nbs/7_look/05c_alignment_panel.ipynb #69b4c14c
 import html, math
 from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
 import anywidget, ipywidgets, matplotlib.pyplot as plt, numpy as np, traitlets
 from fastcore.basics import patch
 from matplotlib.axes import Axes
@@ -54,26 +56,7 @@ class ClickImage(anywidget.AnyWidget):
     value = traitlets.Bytes(b"").tag(sync=True)
     position = traitlets.List().tag(sync=True)
     alt = traitlets.Unicode("").tag(sync=True)  # a description for those who cannot see it
-    _esm = """
-    function render({ model, el }) {
-      const img = document.createElement("img");
-      img.style.cssText = "max-width: 100%; cursor: crosshair; display: block";
-      const show = () => {
-        URL.revokeObjectURL(img.src);
-        img.alt = model.get("alt");
-        img.src = URL.createObjectURL(new Blob([model.get("value")], { type: "image/png" }));
-      };
-      img.addEventListener("click", event => {
-        const box = img.getBoundingClientRect();
-        model.set("position", [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height]);
-        model.save_changes();
-      });
-      model.on("change:value", show);
-      show();
-      el.appendChild(img);
-    }
-    export default { render };
-    """
+    _esm = Path(str(files("vat_nb.look") / "click_image.js"))
 
 # %% ../../nbs/7_look/05c_alignment_panel.ipynb #95fe08db
 def clicked_cell(

@@ -30,7 +30,7 @@ from vat_nb.look.attention_maps import (
     attribution_targets, compute_attention, gradient_attention, raw, to_heatmap,
 )
 from .attention_figure import ClipWindow, attention_axes, overlay, plot_clip_window
-from .attention_figure import plot_head_maps, plot_heat, read_piece, time_index
+from .attention_figure import plot_head_maps, plot_heat, read_window, time_index
 from .controls import Controls
 
 # %% ../../nbs/7_look/03d_attention_panel.ipynb #b88ca09a
@@ -63,7 +63,7 @@ class AttentionPanel(Controls):
                 "there is no clip to look at: the store has none that could be read, see its ledger.csv"
             )
         self.model_of = lru_cache(4)(lambda name: models[name]())
-        self.window_of = lru_cache(8)(lambda clip, start: read_piece(store, clip, frames, start, features))
+        self.window_of = lru_cache(8)(lambda clip, start: read_window(store, clip, frames, start, features))
         self.record_of, self.film_of = lru_cache(8)(self._record), lru_cache(8)(self._film)
         self.gradient_of = lru_cache(8)(self._gradient)
         self._make_widgets(clips, list(models))

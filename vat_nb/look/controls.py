@@ -23,6 +23,7 @@ def error_html(
 class Controls:
     "Base class of a panel. Its errors are shown in `status`, an HTML widget of the panel."
     busy = False  # whether an action is running
+    error: Exception | None = None  # of the last action
 
     def clear(self) -> None:
         "Clear what no longer fits the controls after an error. A panel may override it; here it does nothing."
@@ -34,12 +35,12 @@ class Controls:
         "Return the steps as one action, which never raises."
         def act(change=None):
             if self.busy: return  # another action set this control, and draws when all is set
-            self.busy, self.status.value = True, ""
+            self.busy, self.error, self.status.value = True, None, ""
             try:
                 for step in steps: step()
             except Exception as e:
-                self.status.value = error_html(e)
                 self.clear()
+                self.error, self.status.value = e, error_html(e)
             finally: self.busy = False
         return act
 

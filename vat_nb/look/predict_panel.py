@@ -7,6 +7,7 @@ __all__ = ['find_file', 'choose_model', 'PredictPanel']
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #0c5ab207
 import html, tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -19,7 +20,7 @@ from ..data.media_files import SUFFIXES, named_files
 from ..runs.recognizer import Recognizer, newest_run
 from ..training.settings_file import find_settings
 from .attention_figure import plot_attention
-from .controls import error_html
+from .controls import Controls
 from .sliding_windows import plot_over_time, plot_summary, predict_windows, window_batch
 from ..plotting import figure_png, save_figure
 
@@ -43,7 +44,7 @@ def choose_model(
     return str(checkpoint if (checkpoint / "model.safetensors").is_file() else newest_run(Path(run).parent))
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #4e86820a
-class PredictPanel:
+class PredictPanel(Controls):
     "A panel that takes a video and shows its predictions; `view` is what a notebook displays."
 
     def __init__(
@@ -85,7 +86,7 @@ class PredictPanel:
 @patch
 def clear(self: PredictPanel) -> None:
     "Forget the last predictions."
-    self.rows, self.name, self.error = pd.DataFrame(), "", None
+    self.rows, self.name = pd.DataFrame(), ""
     self.predictions = self.windowed = self.media = self.store = self.clip = None
     self.file_table.value, self.window_index.layout.display, self.save_button.layout.display = "", "none", "none"
     for image in self.images.values(): image.layout.display = "none"
@@ -106,23 +107,24 @@ def on_upload(
 @patch
 def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a folder
     "Predict a file or a folder. An error is shown and kept, and not raised."
-    self.clear()
-    path = find_file(path)
-    try:
-        if not path.exists():
-            raise FileNotFoundError(
-                f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder"
-            )
-        paths = [files.path for files in named_files(path)]
-        if not paths:
-            raise FileNotFoundError(
-                f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})"
-            )
-        self.status.value = f"reading {path.name} ..."
-        if self.recognizer is None:
-            self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
-        self.predict_paths(paths, path)
-    except Exception as e: self.error, self.status.value = e, error_html(e)
+    self.guard(self.clear, partial(self._load, find_file(path)))()
+
+
+@patch
+def _load(self: PredictPanel, path: Path) -> None:
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: there is no such file or folder; give its whole path, or a path from the project's folder"
+        )
+    paths = [files.path for files in named_files(path)]
+    if not paths:
+        raise FileNotFoundError(
+            f"{path}: no video in this folder or below it (looked for {', '.join(sorted(SUFFIXES))})"
+        )
+    self.status.value = f"reading {path.name} ..."
+    if self.recognizer is None:
+        self.recognizer = Recognizer.from_pretrained(choose_model(self.model, self.run), device=self.device)
+    self.predict_paths(paths, path)
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #56cca31d
 @patch

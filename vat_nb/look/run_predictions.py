@@ -21,7 +21,7 @@ from ..runs.snapshots import ARRAYS, Run, Snapshot, run_model, subsample_clips, 
 from ..training.checkpoint import load_tensors, save_tensors
 
 # %% ../../nbs/7_look/05b_run_predictions.ipynb #4e9299ea
-SNAPSHOT_CLIPS = "kept clips"  # the clips that a run has snapshots of
+SNAPSHOT_CLIPS = "snapshot clips"  # the clips that a run has snapshots of
 MODELS = {("pretrain", -1): "pretrained model", ("finetune", -1): "finished model"}  # (stage, epoch) with a model
 MAX_MATCH_CLIPS = 60  # clips of a matching matrix: each cell is a fusion pass
 
@@ -40,7 +40,7 @@ def subsample_rows(
 
 # %% ../../nbs/7_look/05b_run_predictions.ipynb #b83751ab
 class RunPredictions:
-    "What the snapshots and the models of a run predict for its kept clips, or for a split; results are cached."
+    "What the snapshots and the models of a run predict for its snapshot clips, or for a split; results are cached."
 
     def __init__(
         self,

@@ -56,8 +56,8 @@ def scored_clips(
     tests = [t for t in split.test_splits if t != recipe.valid_split]
     if not tests:
         raise ValueError(
-            "a comparison needs a labelled split beside 'train' that chooses nothing: this release has none "
-            "(crossval.ipynb does without)"
+            "a comparison needs a labelled split that is neither 'train' nor valid_split, and this release has none: "
+            "crossval.ipynb needs none"
         )
     return [c for c in data.usable(tests[0]) if is_labelled(c)]
 

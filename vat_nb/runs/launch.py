@@ -20,7 +20,7 @@ from ..data.io import Busy, hold_lock, parse_value
 from ..training.config import Recipe
 from ..training.settings_file import load_recipe
 from .pipeline import finetune, new_model, pretrain
-from .snapshots import keep_run, subsample_clips
+from .snapshots import start_snapshots, subsample_clips
 from .splits import build_accelerator, check_recipe, monitor_clips, prepare_store, split_clips
 from ..training.fit import start_trackers, student_weights
 
@@ -50,7 +50,7 @@ def _train(recipe: Recipe, accelerator: Accelerator, out: Path, folder: Path) ->
     if accelerator.is_main_process:
         monitor = monitor_clips(data, split, recipe.report_clips)
         snapshot_clips = subsample_clips(data, monitor, recipe.snapshot_clips)
-        callbacks = keep_run(out, data, snapshot_clips, recipe, model)
+        callbacks = start_snapshots(out, data, snapshot_clips, recipe, model)
     if recipe.stage != "finetune" and recipe.pretrain_epochs:
         pretrain(model, data, clips, recipe, accelerator, pretrained, epoch_callback=callbacks("pretrain"))
     elif recipe.stage == "finetune" and pretrained.exists():

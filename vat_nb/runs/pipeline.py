@@ -24,7 +24,7 @@ from ..sizes import SIZES, build_vat
 from vat_nb.supervision import (
     FixedWeighting, GradientBlending, HeadWeights, LossName, UncertaintyWeighting, head_losses,
 )
-from ..train_loop import OptimConfig
+from ..optimizer import OptimConfig
 from ..types import Clip, EpochLog
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #aa2395c5

@@ -79,7 +79,7 @@ RENAMED = dict(  # old name -> name
     queue="queue_size", momentum="teacher_momentum", alpha="distill_alpha", blend="loss_weighting",
     valid="valid_fraction", keep_clips="snapshot_clips", noise="noise_dir", recompute="gradient_checkpointing",
     label_share="label_fraction", everything="fold_all_splits", k="num_folds", choose="selection_fraction",
-    share="fault_fraction", most="max_clips", weighing="method", answer="target",
+    early_fusion="joint_heads", share="fault_fraction", most="max_clips", weighing="method", answer="target",
 )
 
 # %% ../../nbs/3_training/01b_config.ipynb #a20e3818

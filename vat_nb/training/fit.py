@@ -25,9 +25,9 @@ from ..distributed import full_state_dict, process_count, process_rank, shard_bl
 from ..finetuning import Finetune
 from ..model import VAT
 from ..pretraining import Pretrain
-from vat_nb.train_loop import (
-    SUMMED, DataReadError, EpochState, OptimConfig, StepRunner, make_optimizer, train_epoch,
-)
+from ..optimizer import OptimConfig, make_optimizer
+from ..step import StepRunner
+from ..train_loop import SUMMED, DataReadError, EpochState, train_epoch
 from vat_nb.training.checkpoint import (
     Checkpoints, Signals, check_same_config, load_optimizer, load_tensors, load_weights, optimizer_tensors,
     random_state, save_tensors, set_random_state,

@@ -37,8 +37,8 @@ class LiveCurves:
         self.next_image_s, self.title = -math.inf, title
         self.words = ipywidgets.HTML("waiting for the first epoch")
         layout = ipywidgets.Layout(max_width="100%", align_self="flex-start")  # as large as it was drawn
-        self.picture = ipywidgets.Image(format="png", layout=layout)
-        self.handle = display(ipywidgets.VBox([self.words, self.picture]), display_id=True)
+        self.image = ipywidgets.Image(format="png", layout=layout)
+        self.handle = display(ipywidgets.VBox([self.words, self.image]), display_id=True)
 
     def draw(self, history: list[EpochLog]) -> plt.Figure:
         "Draw the run so far."
@@ -48,7 +48,7 @@ class LiveCurves:
         "Show one more epoch; drawing takes a twentieth of the time at most."
         self.words.value, now = progress_line(history, epochs), time.monotonic()
         if now < self.next_image_s: return
-        self.picture.value = figure_png(self.draw(history), 100)
+        self.image.value = figure_png(self.draw(history), 100)
         self.next_image_s = now + 20 * (time.monotonic() - now)
 
     def close(self, history: list[EpochLog]) -> None:

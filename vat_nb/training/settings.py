@@ -83,7 +83,7 @@ class ModelSettings:
         False, "True: each clip is seen against its own speaker's average voice and face, labelled or not",
         "both", model=True)
     dropout: float | None = setting(None, "in the blocks; None takes the size's own", "both", model=True, high=1)
-    early_fusion: bool = setting(
+    joint_heads: bool = setting(
         False, "True: the fused heads also read both [CLS] from before the fusion, and where they agree", "both",
         model=True)
     projection_norm: bool = setting(
@@ -145,8 +145,8 @@ class PretrainSettings:
         None, "share of pretraining in which wrong partners are drawn uniformly; after it hard ones are. Before the "
         "encoders know anything, hard partners teach nothing; None takes the size's own", "both", high=1)
     patch_drop: float = setting(
-        0.0, "share of the video's patches that pretraining leaves out, of student and teacher: half of them is "
-        "about two thirds of the time", "both", high=1)
+        0.0, "share of the video's patches that pretraining leaves out, of student and teacher: leaving "
+        "out half saves much time", "both", high=1)
     contrast_keys: Literal["teacher", "student"] = setting(
         "teacher", "whose embeddings of the step a clip is compared with: teacher (as in the method), or student (as "
         "in CLIP: gradient through both sides)", "both")
@@ -160,10 +160,11 @@ class FinetuneSettings:
     epochs: int = setting(30, "of fine-tuning", "finetune")
     lr: float = setting(1e-4, "highest learning rate", "finetune")
     prior_clips: float = setting(
-        0.0, "labelled clips that the start of fine-tuning is worth: the weights end at its mean with fine-tuning, "
-        "which counts as many as there are (WiSE-FT); the fewer labels, the more of pretraining stays", "finetune")
+        0.0, "after fine-tuning, weights are averaged with those before it (WiSE-FT): the old count as this many "
+        "clips, the new as the labelled clips that there are; 0 averages nothing", "finetune")
     loss_weighting: Literal["fixed", "uncertainty", "gradient"] = setting(
-        "fixed", "fixed (these weights of the heads), uncertainty (learned) or gradient (measured)", "finetune")
+        "fixed", "fixed (these weights of the heads), uncertainty (learned) or gradient (gradient blending)",
+        "finetune")
     weight_video: float = setting(0.5, "weight of the video head", "finetune")
     weight_audio: float = setting(0.5, "weight of the audio head", "finetune")
     weight_fused: float = setting(1.0, "weight of the fused head, which is the one that predicts", "finetune")
@@ -219,12 +220,11 @@ class RunSettings:
     seed: int = setting(0, "of all random draws", "both")
     device: str | None = setting(None, "None: CUDA, then MPS, then CPU")
     precision: str | None = setting(
-        None, "bf16, fp16 or fp32; None is bf16 where CUDA has it, otherwise fp32. CPUs mostly do bf16 ten times "
-        "slower and more", "both")
+        None, "bf16, fp16 or fp32; None is bf16 where CUDA has it, otherwise fp32. Only some CPUs gain by "
+        "bf16", "both")
     compile: bool = setting(False, "True: torch.compile for each block, for long runs on a GPU")
     gradient_checkpointing: bool = setting(
-        False, "True: a quarter of the memory for a sixth to a third more time: what is inside a block is computed "
-        "once more")
+        False, "True: much less memory for a little more time: what is inside a block is computed once more")
     trackers: str | None = setting(
         None, "programs that are told of every epoch: tensorboard, wandb, mlflow, or several with commas")
     resume: bool = setting(True, "False starts again instead of going on from the last checkpoint")
