@@ -71,7 +71,7 @@ def decode_clip(
             f"{where} is no stored clip ({describe_error(e)}): delete it and run nbs/preprocess.ipynb again"
         ) from None
 
-# %% ../../nbs/2_data/10_store.ipynb #bc60e6bd
+# %% ../../nbs/2_data/10_store.ipynb #9ad0c3dd
 @dataclass
 class LedgerRow:
     "How one clip was read: a row of the ledger."
@@ -92,7 +92,7 @@ class LedgerRow:
 
 LEDGER = tuple(LedgerRow.__dataclass_fields__)  # columns
 
-
+# %% ../../nbs/2_data/10_store.ipynb #bc60e6bd
 def read_ledger(
     store: str | Path,
 ) -> pd.DataFrame:  # one row per clip, the latest; columns LEDGER
