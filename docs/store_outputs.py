@@ -21,6 +21,7 @@ TOP = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
 # where a run's clone lay, or a release elsewhere on its machine: nobody else has it there
 CLONE = re.compile(r"/[\w./-]+/(?=(?:runs|data)/)|(?<=[' ])/[\w./-]+/(?=[\w.-]+')")
+PROGRESS = re.compile(r"about [\d.]+ \w+ to go\n?")
 TEMPORARY = re.compile(r"/[\w/+-]*/tmp\w{8}(?=/)")  # a folder that has another name each time
 
 
@@ -40,7 +41,12 @@ def small(outputs):
         if "application/vnd.jupyter.widget-view+json" in data:
             continue
         if "text" in output:
-            output.text = TEMPORARY.sub("...", output.text)
+            output.text = PROGRESS.sub("", TEMPORARY.sub("...", output.text))
+            if not output.text:
+                continue
+            if chosen and chosen[-1].get("name") == output.name:
+                chosen[-1].text += output.text
+                continue
         if "image/png" in data:
             data["image/png"] = base64.b64encode(shrink_png(base64.b64decode(data["image/png"]))).decode()
         if (size := len(json.dumps(output))) > LARGEST:
