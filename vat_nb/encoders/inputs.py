@@ -27,7 +27,6 @@ from ..model import VAT, feature_encoder
 from ..sizes import ModelConfig
 from ..data.store import Store
 from ..data.validation import Task
-from .tuning import PretrainedEncoder
 from .video_backbones import VideoBackbone
 from .audio_backbones import AudioBackbone
 
@@ -159,8 +158,8 @@ def set_scales(
     "Measure the features of training clips, where a model reads any."
     for stream, mask in (("video", "video_mask"), ("audio", "audio_mask")):
         encoder = getattr(model, stream)
-        live = isinstance(encoder, PretrainedEncoder)
-        if not live and not hasattr(encoder, "set_scale"): continue
+        if not hasattr(encoder, "features"): continue  # from scratch
+        live = encoder.features is not encoder  # it computes them from clips
         number = min(64 if live else SCALE_CLIPS, len(clips))
         rows = np.unique(np.linspace(0, len(clips) - 1, number).round().astype(int)) if clips else []
         selection = [clips[i] for i in rows]

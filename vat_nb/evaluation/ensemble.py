@@ -18,7 +18,6 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from torch.utils.data import DataLoader
 from ..training.checkpoint import load_tensors, check_same_config, save_tensors
 from ..types import SAMPLE_RATE, Batch, Clip
-from ..encoders.feature_encoder import FeatureEncoder
 from vat_nb.evaluation.predictions import (
     Predictions, labels_of, predict, ranking_metric, score, score_interval, scored_pairs,
 )
@@ -132,7 +131,8 @@ def predict_views(
     autocast=None,  # context maker for mixed precision
 ) -> dict[str, Predictions]:  # view -> its predictions; the first is the clips as they are
     "Predict every clip of a loader as it is, mirrored, and half a tubelet later."
-    if isinstance(model.video, FeatureEncoder):  # features know neither left nor right, nor what comes before them
+    # features that were computed before know neither left nor right, nor what comes before them
+    if getattr(model.video, "features", None) is model.video:
         return {TTA_VIEWS[0]: predict(model, loader, autocast)}
     step = max(model.video.tubelet // 2, 1)
     def half_a_tubelet(batch): return time_shift(batch, step, round(step / model.video.fps * SAMPLE_RATE))
