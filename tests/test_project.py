@@ -213,7 +213,9 @@ def test_an_exported_cell_fits_on_a_screen():
     for name, source in sources():
         if source.startswith("#| export") and source.count("\n") > 30:
             parts = [n for n in ast.parse(source).body if not isinstance(n, ast.Assign)]
-            assert [type(n) for n in parts] == [ast.ClassDef], f"{name}: cut the cell of {source.splitlines()[1][:80]}"
+            assert [type(n) for n in parts] == [ast.ClassDef], (
+                f"{name}: over 30 lines, cut {source.splitlines()[1][:80]}"
+            )
 
 
 def test_links_of_notebooks_lead_to_files():

@@ -35,7 +35,7 @@ class PretrainScales(NamedTuple):
     matching: float = 1.0
     masked: float = 1.0
 
-
+# %% ../nbs/1_method/16_pretraining.ipynb #7085125e
 class TeacherView(NamedTuple):
     "An augmented batch, and the teacher's encoding of it."
     batch: Batch
