@@ -10,7 +10,7 @@ __all__ = ['CLIP_DTYPES', 'LEDGER', 'RETRY_DELAYS_S', 'LARGEST_CLIP', 'save_clip
 # %% ../../nbs/2_data/10_store.ipynb #42876e7a
 import csv, errno, io, json, os, re, time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, safetensors.numpy, simplejpeg, soundfile
@@ -108,7 +108,7 @@ def parse_ledger(
     lines = csv.DictReader(io.StringIO(raw.decode("utf-8", errors="replace"), newline=""), LEDGER)
     rows = [r for r in lines if r["settings_hash"] and r["id"] != "id" and len(r["settings_hash"]) == 12]
     ledger = pd.DataFrame(rows, columns=list(LEDGER)).drop_duplicates("id", keep="last").reset_index(drop=True)
-    numbers = dict(duration=float, frames=int, samples=int, source_size=int, source_mtime=int)
+    numbers = {f.name: f.type for f in fields(LedgerRow) if f.type is not str}
     try: return ledger.astype(numbers)
     except ValueError as e:
         raise ValueError(f"ledger.csv has a damaged line ({e}): delete it, and its clip is read again") from None

@@ -63,6 +63,7 @@ def apply_scale(
 # %% ../../nbs/4_encoders/06_feature_encoder.ipynb #9c8adf1a
 class FeatureEncoder(nn.Module):
     "A small transformer from features of a pretrained encoder to tokens."
+    reads_features = True  # that were computed before
 
     def __init__(
         self,

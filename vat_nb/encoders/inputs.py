@@ -159,7 +159,7 @@ def set_scales(
     for stream, mask in (("video", "video_mask"), ("audio", "audio_mask")):
         encoder = getattr(model, stream)
         if not hasattr(encoder, "features"): continue  # from scratch
-        live = encoder.features is not encoder  # it computes them from clips
+        live = not encoder.reads_features  # it computes them from clips
         number = min(64 if live else SCALE_CLIPS, len(clips))
         rows = np.unique(np.linspace(0, len(clips) - 1, number).round().astype(int)) if clips else []
         selection = [clips[i] for i in rows]

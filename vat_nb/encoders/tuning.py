@@ -21,6 +21,7 @@ from .weights import import_optional
 # %% ../../nbs/4_encoders/07_tuning.ipynb #34bbb088
 class PretrainedEncoder(nn.Module):
     "A backbone, and a feature encoder on top of it."
+    reads_features = False  # but frames or samples
 
     def __init__(self, backbone: VideoBackbone | AudioBackbone, features: FeatureEncoder):
         super().__init__()

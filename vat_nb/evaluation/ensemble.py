@@ -131,8 +131,7 @@ def predict_views(
     autocast=None,  # context maker for mixed precision
 ) -> dict[str, Predictions]:  # view -> its predictions; the first is the clips as they are
     "Predict every clip of a loader as it is, mirrored, and half a tubelet later."
-    # features that were computed before know neither left nor right, nor what comes before them
-    if getattr(model.video, "features", None) is model.video:
+    if model.video.reads_features:  # features know neither left nor right, nor what comes before them
         return {TTA_VIEWS[0]: predict(model, loader, autocast)}
     step = max(model.video.tubelet // 2, 1)
     def half_a_tubelet(batch): return time_shift(batch, step, round(step / model.video.fps * SAMPLE_RATE))

@@ -19,6 +19,7 @@ from ..evaluation.metrics import calibration_error, confusion, reliability
 from .alignment_figures import plot_alignment
 from ..data.validation import Task
 from ..plotting import FigureRow, new_axes, group_history, plot_curves, plot_intervals, plot_matrix
+from ..supervision import main_loss
 from ..types import EpochLog
 
 # %% ../../nbs/7_look/02_figures.ipynb #e62df3d9
@@ -161,7 +162,7 @@ def plot_heads(
         "weight": [log.head_weights for log in history],
     }
     for ax, (ylabel, rows) in zip(axs, panels.items()):
-        curves = {h: [row.get(h, row.get(f"{h} targets", np.nan)) for row in rows] for h in HEADS}
+        curves = {h: [main_loss(row, h) for row in rows] for h in HEADS}
         plot_curves(curves, ylabel=ylabel, ax=ax)
         if ax is not axs[-1]: ax.get_legend().remove()
     return axs

@@ -77,14 +77,14 @@ class PredictPanel(Controls):
         self.window_index.observe(lambda change: self.plot_window(), "value")
         self.save_button = w.Button(description="Write files", tooltip=f"tables and figures, into {out}")
         self.save_button.on_click(lambda button: self.save())
-        self.clear()
+        self.forget()
         row, (summary, over_time, attention) = [self.upload, self.path, self.save_button], self.images.values()
         figures = summary, over_time, self.window_index, attention
         self.view = w.VBox([w.HBox(row), self.status, self.file_table, *figures])
 
 # %% ../../nbs/7_look/04b_predict_panel.ipynb #651200b9
 @patch
-def clear(self: PredictPanel) -> None:
+def forget(self: PredictPanel) -> None:
     "Forget the last predictions."
     self.rows, self.name = pd.DataFrame(), ""
     self.predictions = self.windowed = self.media = self.store = self.clip = None
@@ -107,7 +107,7 @@ def on_upload(
 @patch
 def load(self: PredictPanel, path: str | Path) -> None:  # path: of a file or a folder
     "Predict a file or a folder. An error is shown and kept, and not raised."
-    self.guard(self.clear, partial(self._load, find_file(path)))()
+    self.guard(self.forget, partial(self._load, find_file(path)))()
 
 
 @patch

@@ -22,7 +22,7 @@ from ..pretraining import Pretrain, PretrainWeights
 from ..pseudo_labels import FlexMatchThresholds
 from ..sizes import SIZES, build_vat
 from vat_nb.supervision import (
-    FixedWeighting, GradientBlending, HeadWeights, LossName, UncertaintyWeighting, head_losses,
+    FixedWeighting, GradientBlending, HeadWeights, UncertaintyWeighting, head_losses, main_loss,
 )
 from ..optimizer import OptimConfig
 from ..types import Clip, EpochLog
@@ -229,9 +229,10 @@ def validation(
             for h in HEADS
         }
         losses = head_losses(outputs, y, t, model.heads["fused"].std.cpu())
+        losses = {str(name): float(loss) for name, loss in losses.items()}
         return Validation(
             {name: scores[name]} | {f"{h} {metric}": score(predictions, data.task, h)[metric] for h in HEADS},
-            {h: float(losses.get(LossName(h), losses.get(LossName(h, "targets")))) for h in HEADS},
+            {h: main_loss(losses, h) for h in HEADS},
         )
     return validate
 
