@@ -21,9 +21,8 @@ from ..types import SAMPLE_RATE, Batch, Clip
 from vat_nb.evaluation.predictions import (
     Predictions, labels_of, predict, ranking_metric, score, score_interval, scored_pairs,
 )
-from vat_nb.evaluation.metrics import (
-    bootstrap_score, calibration_error, count_resamples, negative_log_likelihood, paired_interval,
-)
+from .bootstrap import bootstrap_score, count_resamples, paired_interval
+from .calibration import calibration_error, negative_log_likelihood
 from ..model import HEADS, VAT
 from ..data.validation import Task
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from torch import Tensor
 from ..types import Batch
 from ..audio_encoder import AudioEncoder
-from .metrics import bootstrap_ci
+from .bootstrap import bootstrap_ci
 from ..model import VAT
 from ..masked_audio import sample_mask, predict_masked_audio
 

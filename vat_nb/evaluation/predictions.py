@@ -14,7 +14,8 @@ import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
 from ..types import Batch, Clip
 from ..data.corruption import Condition
-from .metrics import bootstrap_score, count_resamples, resampled_interval, scores
+from .metrics import scores
+from .bootstrap import bootstrap_score, count_resamples, resampled_interval
 from ..model import HEADS, VAT, VATOutput
 from ..data.validation import Task
 

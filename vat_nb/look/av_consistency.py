@@ -20,7 +20,8 @@ from ..types import SAMPLE_RATE, Clip
 from ..data.decoding import decode_jpegs
 from ..data.io import clip_file
 from ..data.store import Store, save_clip
-from ..evaluation.metrics import area_under_curve, bootstrap_ci
+from ..evaluation.metrics import area_under_curve
+from ..evaluation.bootstrap import bootstrap_ci
 from ..runs.snapshots import Snapshot
 from ..runs.splits import has_both
 

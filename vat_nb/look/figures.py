@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator, PercentFormatter
 from ..model import HEADS
 from ..evaluation.predictions import Predictions, score_interval, labels_of
-from ..evaluation.metrics import calibration_error, confusion, reliability
+from ..evaluation.metrics import confusion
+from ..evaluation.calibration import calibration_error, reliability
 from .alignment_figures import plot_alignment
 from ..data.validation import Task
 from ..plotting import FigureRow, new_axes, group_history, plot_curves, plot_intervals, plot_matrix

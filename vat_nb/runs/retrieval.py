@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 from ..types import SAMPLE_RATE, Batch, Clip
 from ..data.corruption import clip_rng
 from ..encoders.inputs import build_loader, can_corrupt
-from ..evaluation.metrics import area_under_curve, bootstrap_ci
+from ..evaluation.metrics import area_under_curve
+from ..evaluation.bootstrap import bootstrap_ci
 from ..model import VAT
 from ..data.store import Store
 from ..training.config import Recipe
