@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
 from .attention import TransformerEncoder, sine_positions
 from .linear import Linear
-from .augmentation import spec_augment
+from .spec_augment import spec_augment
 from .types import SAMPLE_RATE, Tokens
 
 # %% ../nbs/1_method/06_audio_encoder.ipynb #1139bd7d
