@@ -21,7 +21,7 @@ from vat_nb.data.demo_people import EXPRESSIONS, make_identity, write_script
 from vat_nb.training.checkpoint import load_weights
 from vat_nb.runs.splits import spread
 from vat_nb.training.settings_file import read_recipe
-from vat_nb.training.fit import student_weights
+from vat_nb.training.saved_run import student_weights
 
 TOP = Path(__file__).resolve().parents[1]
 TASK = Task(MER23.classes[:4])  # four emotions, fifteen clips of each

@@ -33,7 +33,9 @@ def write_noise(folder, clips):
     import simplejpeg
     from vat_nb.types import Clip
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LedgerRow, StoreSettings, append_rows, write_clips, save_clip
+    from vat_nb.data.clip_files import save_clip
+    from vat_nb.data.ledger import LedgerRow, append_rows
+    from vat_nb.data.store import StoreSettings, write_clips
     from vat_nb.data.validation import MER23
 
     rng = np.random.default_rng(0)

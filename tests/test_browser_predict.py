@@ -7,6 +7,8 @@ import pytest
 from test_faults import papermill
 from test_media_faults import AAC, H264, ffmpeg, picture, tone
 
+from vat_nb.model import HEADS
+
 
 @pytest.fixture(scope="module")
 def videos(small_release, tmp_path_factory):
@@ -88,11 +90,9 @@ def test_predict_headless(demo_run, videos, tmp_path):
     _, _, out = papermill(
         tmp_path, f"model={demo_run / 'checkpoint'}", f"path={videos / 'a clip.mp4'}", name="predict", check=True
     )
-    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == {
-        "video",
-        "audio",
-        "fused",
-    }
+    assert len(pd.read_csv(out / "predictions.csv")) == 1 and set(pd.read_csv(out / "over_time.csv")["head"]) == set(
+        HEADS
+    )
     assert {p.name for p in (out / "figures").iterdir()} == {
         f"{n}.{kind}" for n in ("summary", "over_time", "attention") for kind in ("png", "svg")
     }

@@ -23,7 +23,8 @@ if __name__ == "__main__":
 
 
 def test_killed_preprocessing_goes_on(small_release, tmp_path):
-    from vat_nb.data.store import open_store, read_ledger
+    from vat_nb.data.ledger import read_ledger
+    from vat_nb.data.store import open_store
 
     script = tmp_path / "run.py"
     script.write_text(PREPROCESS)
@@ -193,7 +194,9 @@ from vat_nb.data.store import open_store
 from vat_nb.finetuning import Finetune
 from vat_nb.pretraining import Pretrain
 from vat_nb.optimizer import OptimConfig
-from vat_nb.training.fit import Validation, fit, make_accelerator
+from vat_nb.training.accelerator import make_accelerator
+from vat_nb.training.model_selection import Validation
+from vat_nb.training.fit import fit
 
 def train(store, out, minutes):
     "Both stages, with a reading process, augmentation, distillation and validation."
@@ -291,7 +294,8 @@ def test_a_training_on_two_threads_repeats_to_the_bit(small_store):
     from vat_nb.data.store import open_store
     from vat_nb.pretraining import Pretrain
     from vat_nb.sizes import ModelConfig, build_vat
-    from vat_nb.training.fit import fit, make_accelerator
+    from vat_nb.training.accelerator import make_accelerator
+    from vat_nb.training.fit import fit
 
     store, threads, states = open_store(small_store), torch.get_num_threads(), []
     torch.set_num_threads(2)
@@ -356,7 +360,7 @@ def reads_from(pid, folder):
 def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
     "One worker is stopped in mid-clip, another shot: two rows say so, the run ends, a rerun reads just those two."
     from test_media_faults import AAC, H264, ffmpeg, picture, tone
-    from vat_nb.data.store import read_ledger
+    from vat_nb.data.ledger import read_ledger
 
     (tmp_path / "v").mkdir()
     ffmpeg(*picture(8, size="1280x720"), *tone(8), *H264, *AAC, tmp_path / "v" / "0.mp4")
@@ -388,7 +392,8 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
 
 def test_two_runs_on_one_store(small_release, tmp_path):
     "Started together, they take turns: each clip is read once, and no row is lost."
-    from vat_nb.data.store import open_store, read_ledger
+    from vat_nb.data.ledger import read_ledger
+    from vat_nb.data.store import open_store
 
     (tmp_path / "run.py").write_text(PREPROCESS)
     store = tmp_path / "store"
@@ -504,7 +509,7 @@ if __name__ == "__main__":
 
 
 def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
-    from vat_nb.data.store import read_ledger
+    from vat_nb.data.ledger import read_ledger
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23

@@ -246,7 +246,8 @@ def test_small_model_trains_on_cached_features(names, store):
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.finetuning import Finetune
     from vat_nb.optimizer import OptimConfig
-    from vat_nb.training.fit import fit, make_accelerator
+    from vat_nb.training.accelerator import make_accelerator
+    from vat_nb.training.fit import fit
 
     recipe = recipe_of(names, store, feature_dropout=0.0, dropout=0.0)
     folders = prepare_features(store, recipe)
@@ -338,7 +339,9 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
     from vat_nb.data.decoding import DecodedClip
-    from vat_nb.data.store import LedgerRow, StoreSettings, append_rows, open_store, write_clips, save_clip
+    from vat_nb.data.clip_files import save_clip
+    from vat_nb.data.ledger import LedgerRow, append_rows
+    from vat_nb.data.store import StoreSettings, open_store, write_clips
     from vat_nb.data.validation import MER23
 
     jpeg, rows = simplejpeg.encode_jpeg(np.full((32, 32, 3), 99, np.uint8)), []

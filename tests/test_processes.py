@@ -28,7 +28,8 @@ from vat_nb.supervision import UncertaintyWeighting
 from vat_nb.finetuning import Finetune
 from vat_nb.pretraining import Pretrain, PretrainWeights
 from vat_nb.optimizer import OptimConfig
-from vat_nb.training.fit import fit, make_accelerator
+from vat_nb.training.accelerator import make_accelerator
+from vat_nb.training.fit import fit
 
 def clips(n):
     "Clips of different lengths: some without audio, some without a label, some the same clip."

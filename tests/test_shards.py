@@ -240,7 +240,7 @@ def test_a_writing_that_was_cut_off_goes_on(written, tmp_path, monkeypatch):
 
 def test_others_read_the_shards(written):
     "tarfile, and the webdataset package where it is installed: each clip with what is known of it."
-    from vat_nb.data.store import decode_clip
+    from vat_nb.data.clip_files import decode_clip
 
     store, folder = written
     result = {}

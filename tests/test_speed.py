@@ -16,7 +16,7 @@ from vat_nb.sizes import ModelConfig, build_vat
 from vat_nb.model import Fusion
 from vat_nb.momentum import make_teacher
 from vat_nb.pretraining import Pretrain
-from vat_nb.training.fit import make_accelerator
+from vat_nb.training.accelerator import make_accelerator
 
 
 OPERATIONS = 1400  # of a step of the small setting, which has two layers in each part

@@ -191,7 +191,7 @@ FORGED = dict(
 def test_forged_files_are_no_checkpoints(tmp_path, kind):
     from vat_nb.training.checkpoint import load_tensors
     from vat_nb.runs.recognizer import Recognizer
-    from vat_nb.data.store import decode_clip
+    from vat_nb.data.clip_files import decode_clip
 
     path = tmp_path / "model.safetensors"
     path.write_bytes(FORGED[kind])
@@ -210,7 +210,7 @@ def test_nothing_is_unpickled(store, tmp_path, how):
     from vat_nb.evaluation.ensemble import load_predictions
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.data.store import open_store
-    from vat_nb.training.fit import student_weights
+    from vat_nb.training.saved_run import student_weights
 
     path, harm = tmp_path / "model.safetensors", Harm(tmp_path / "harm")
     if how == "pickle":

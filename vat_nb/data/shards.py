@@ -13,7 +13,8 @@ import numpy as np
 from tqdm.auto import tqdm
 from ..types import Clip
 from .io import write_atomically
-from .store import Store, open_store, read_file
+from .remote_files import read_file
+from .store import Store, open_store
 
 # %% ../../nbs/2_data/13_shards.ipynb #3e99518a
 def clip_metadata(

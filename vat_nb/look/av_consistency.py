@@ -19,7 +19,8 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from ..types import SAMPLE_RATE, Clip
 from ..data.decoding import decode_jpegs
 from ..data.io import clip_file
-from ..data.store import Store, save_clip
+from ..data.clip_files import save_clip
+from ..data.store import Store
 from ..evaluation.metrics import area_under_curve
 from ..evaluation.bootstrap import bootstrap_ci
 from ..runs.snapshots import Snapshot

@@ -22,7 +22,8 @@ from ..training.settings_file import load_recipe
 from .pipeline import finetune, new_model, pretrain
 from .snapshots import start_snapshots, subsample_clips
 from .splits import build_accelerator, check_recipe, monitor_clips, prepare_store, split_clips
-from ..training.fit import start_trackers, student_weights
+from ..training.saved_run import student_weights
+from ..training.fit import start_trackers
 
 # %% ../../nbs/6_runs/05_launch.ipynb #b347a018
 def train_stages(

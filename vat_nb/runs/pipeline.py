@@ -38,7 +38,8 @@ from ..model import HEADS
 from ..evaluation.predictions import comparison_metric, labels_of, predict, ranking_metric, score
 from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, store_settings
 from ..training.config import FIELDS, Recipe
-from ..training.fit import Validation, fit
+from ..training.model_selection import Validation
+from ..training.fit import fit
 from ..training.live_curves import LiveCurves
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #4def60a9

@@ -26,7 +26,8 @@ from .splits import has_both
 from ..encoders.inputs import build_loader, feature_records, model_config
 from ..model import VAT
 from ..sizes import build_vat
-from ..data.store import LedgerRow, Store, append_rows, open_store, write_clips
+from ..data.ledger import LedgerRow, append_rows
+from ..data.store import Store, open_store, write_clips
 from .recognizer import Recognizer, validate_model_config
 from ..finetuning import Finetune
 from ..pretraining import Pretrain

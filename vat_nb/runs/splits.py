@@ -30,7 +30,7 @@ from ..encoders.inputs import check_available, prepare_features
 from ..training.checkpoint import check_same_config
 from ..training.config import Recipe
 from ..training.settings_file import find_settings
-from ..training.fit import make_accelerator, tracker_names
+from ..training.accelerator import make_accelerator, tracker_names
 
 # %% ../../nbs/6_runs/00_splits.ipynb #3424fbcd
 def check_recipe(recipe: Recipe) -> Recipe:  # with the face detector that `auto` stands for
