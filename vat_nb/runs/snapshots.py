@@ -28,7 +28,8 @@ from ..model import VAT
 from ..sizes import build_vat
 from ..data.ledger import LedgerRow, append_rows
 from ..data.store import Store, open_store, write_clips
-from .recognizer import Recognizer, validate_model_config
+from .model_files import validate_model_config
+from .recognizer import Recognizer
 from ..finetuning import Finetune
 from ..pretraining import Pretrain
 
