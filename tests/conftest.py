@@ -32,7 +32,7 @@ def write_noise(folder, clips):
     import numpy as np
     import simplejpeg
     from vat_nb.types import Clip
-    from vat_nb.data.decoding import DecodedClip
+    from vat_nb.data.streams import DecodedClip
     from vat_nb.data.clip_files import save_clip
     from vat_nb.data.ledger import LedgerRow, append_rows
     from vat_nb.data.store import StoreSettings, write_clips

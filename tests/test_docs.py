@@ -358,7 +358,7 @@ def test_names_after_p_in_the_text_are_recipe_values():
 
 def test_faults_are_sentences_that_exist():
     "Every sentence of the page stands in the code, and every reason of the ledger stands on the page."
-    from vat_nb.data.decoding import ERROR_CODES
+    from vat_nb.data.streams import ERROR_CODES
 
     sources = [p.read_text(encoding="utf-8") for p in (PROJECT / "vat_nb").rglob("*.py")]
     for path in (PROJECT / "nbs").glob("[a-z]*.ipynb"):

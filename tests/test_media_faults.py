@@ -140,7 +140,7 @@ def test_a_rerun_does_nothing(run, folder):
 )
 def test_frames_are_picked_by_time(run, name):
     "Whatever the rate and the first timestamp: eight frames of two seconds, and the picture is the one on screen then."
-    from vat_nb.data.decoding import decode_jpegs
+    from vat_nb.data.streams import decode_jpegs
 
     store = run[1]
     got, whole = (store.media(next(c for c in store.clips if c.id == n)) for n in (name, "whole.mp4"))
@@ -215,7 +215,8 @@ def test_ten_minutes_fit_into_600_megabytes(tmp_path):
 
 
 def test_a_clip_has_a_time_limit(folder):
-    from vat_nb.data.decoding import MediaError, read_clip
+    from vat_nb.data.streams import MediaError
+    from vat_nb.data.decoding import read_clip
 
     with pytest.raises(MediaError) as e:
         read_clip(folder / "whole.mp4", timeout_s=0.0)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
-from vat_nb.data.decoding import decode_jpegs, read_clip
+from vat_nb.data.streams import decode_jpegs
+from vat_nb.data.decoding import read_clip
 
 
 @pytest.fixture(scope="module")

@@ -165,7 +165,7 @@ def progress_of_sound(x) -> float:
 
 def differences(spec: Spec, media) -> dict:
     "s of each stream that are dropped, invented or at another time, against what was muxed."
-    from vat_nb.data.decoding import decode_jpegs
+    from vat_nb.data.streams import decode_jpegs
 
     origin = spec.video_start if spec.video_start - spec.audio_start <= 0.05 else spec.audio_start
     n, frame_s = len(spec.frames), float(1 / spec.frame_rate)
@@ -211,7 +211,8 @@ def decoded_by_ffmpeg(path, *how) -> bytes:
 @pytest.mark.parametrize("seed", range(4))
 def test_ffmpeg_sees_and_hears_the_same(seed, tmp_path):
     "The oracle is FFmpeg's own program: the grays of its frames, the length and the level of its sound."
-    from vat_nb.data.decoding import decode_jpegs, read_clip
+    from vat_nb.data.streams import decode_jpegs
+    from vat_nb.data.decoding import read_clip
 
     rng, positions = np.random.default_rng(100 + seed), 0
     while positions < 5:
@@ -283,7 +284,8 @@ def test_what_is_not_as_it_was_muxed_is_told(seed, tmp_path):
 
 def test_a_clock_that_starts_again(tmp_path):
     "Two transport streams glued together: all pictures and all sound, one after the other, and the row says so."
-    from vat_nb.data.decoding import decode_jpegs, read_clip
+    from vat_nb.data.streams import decode_jpegs
+    from vat_nb.data.decoding import read_clip
 
     rng = np.random.default_rng(0)
     for i in (0, 1):

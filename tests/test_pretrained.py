@@ -338,7 +338,7 @@ def test_clips_without_a_stream_and_too_short_ones(names, tmp_path, capsys):
     from vat_nb.runs.pipeline import new_model
     from vat_nb.evaluation.predictions import predict
     from vat_nb.encoders.inputs import build_loader, prepare_features
-    from vat_nb.data.decoding import DecodedClip
+    from vat_nb.data.streams import DecodedClip
     from vat_nb.data.clip_files import save_clip
     from vat_nb.data.ledger import LedgerRow, append_rows
     from vat_nb.data.store import StoreSettings, open_store, write_clips

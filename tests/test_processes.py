@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from vat_nb.augmentation import Augment
 from vat_nb.training.checkpoint import Checkpoints, save_tensors
 from vat_nb.types import Batch, lengths_mask
-from vat_nb.data.dataloader import WindowSampler
+from vat_nb.data.windows import WindowSampler
 from vat_nb.sizes import ModelConfig, build_vat
 from vat_nb.distributed import process_count, process_rank
 from vat_nb.pseudo_labels import FlexMatchThresholds

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import numpy as np, safetensors.numpy
 from .io import describe_error, read_json, write_atomically
-from .decoding import DecodedClip
+from .streams import DecodedClip
 
 # %% ../../nbs/2_data/10_clip_files.ipynb #25395611
 CLIP_DTYPES = dict(jpeg=np.uint8, offsets=np.int64, times=np.float64, audio=np.int16)  # of the arrays in a clip's file

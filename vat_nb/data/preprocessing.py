@@ -24,7 +24,8 @@ from vat_nb.data.io import (
 )
 from .faces import face_locator
 from .label_record import describe_changes, label_of, labels_digest
-from .decoding import ERROR_CODES, DecodedClip, MediaError, read_clip
+from .streams import ERROR_CODES, DecodedClip, MediaError
+from .decoding import read_clip
 from .validation import Task
 from .clip_files import save_clip
 from .ledger import LedgerRow, append_rows, read_ledger

@@ -13,7 +13,7 @@ import cv2, numpy as np
 from scipy.ndimage import gaussian_filter1d
 from scipy.signal import firwin2, oaconvolve, stft
 from ..types import SAMPLE_RATE, Clip
-from .decoding import DecodedClip, decode_jpegs
+from .streams import DecodedClip, decode_jpegs
 from .store import Store
 
 # %% ../../nbs/2_data/12_speaker_norm.ipynb #9a9f39e2

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, simplejpeg, soundfile
 from tqdm.auto import tqdm
 from .clip_files import decode_clip
-from .decoding import DecodedClip
+from .streams import DecodedClip
 from .io import clip_file, describe_error, is_safe_filename, printable, read_json, write_atomically
 from .label_record import labels_digest
 from .ledger import parse_ledger, read_ledger

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from ..types import Clip, lengths_mask
 from ..data.dataloader import MediaTransform
-from ..data.decoding import decode_jpegs
+from ..data.streams import decode_jpegs
 from ..data.io import available_cores, clip_file, write_atomically
 from ..data.store import Store
 from .audio_backbones import AudioBackbone

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from matplotlib.axes import Axes
 from scipy.special import softmax
 from ..types import Clip
-from ..data.decoding import decode_jpegs
+from ..data.streams import decode_jpegs
 from ..data.store import Store
 from .attention_film import film_bytes
 from .controls import Controls, control_layout

@@ -19,7 +19,8 @@ from torch import Tensor
 from ..types import Clip
 from ..encoders.feature_loading import FeatureDataset
 from ..model import VAT
-from ..data.dataloader import ClipDataset, window_starts
+from ..data.windows import window_starts
+from ..data.dataloader import ClipDataset
 from ..data.store import Store
 from ..plotting import save_figure
 from vat_nb.look.attention_film import (

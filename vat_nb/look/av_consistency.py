@@ -17,7 +17,7 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 from sklearn.model_selection import GroupKFold, cross_val_predict
 from ..types import SAMPLE_RATE, Clip
-from ..data.decoding import decode_jpegs
+from ..data.streams import decode_jpegs
 from ..data.io import clip_file
 from ..data.clip_files import save_clip
 from ..data.store import Store

@@ -14,7 +14,7 @@ import ipywidgets, matplotlib.pyplot as plt, numpy as np, pandas as pd
 from fastcore.basics import patch
 from matplotlib.figure import Figure
 from ..model import HEADS
-from ..data.decoding import ERROR_CODES
+from ..data.streams import ERROR_CODES
 from ..data.io import write_atomically
 from ..data.media_files import SUFFIXES, named_files
 from ..runs.recognizer import Recognizer, newest_run

@@ -20,7 +20,7 @@ from ..types import Batch, Clip
 from ..model import HEADS
 from ..encoders.feature_loading import FeatureDataset, collate_features
 from ..data.dataloader import Sample, collate, cut_window
-from ..data.decoding import DecodedClip, decode_jpegs
+from ..data.streams import DecodedClip, decode_jpegs
 from ..data.store import Store
 from ..runs.recognizer import Recognizer
 from ..data.validation import Task
