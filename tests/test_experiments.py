@@ -140,7 +140,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     "Frozen encoders from videos to scores, predictions of files, folds, panels and a snapshot; nothing computed twice."
     from vat_nb.data.io import ParameterError
     from vat_nb.training.settings_file import read_recipe
-    from vat_nb.runs.splits import check_recipe
+    from vat_nb.runs.prepared_clips import check_recipe
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.runs.snapshots import open_run, run_model, take_snapshot
     from vat_nb.encoders.inputs import build_loader

@@ -135,7 +135,8 @@ def test_the_whole_road(small_release, tmp_path):
     before = (out / "checkpoint/model.safetensors").read_bytes()
     papermill(tmp_path, *assignments, check=True)
     assert (out / "checkpoint/model.safetensors").read_bytes() == before
-    from vat_nb.runs.splits import build_accelerator, prepare_store, split_clips
+    from vat_nb.runs.prepared_clips import build_accelerator, prepare_store
+    from vat_nb.runs.splits import split_clips
     from vat_nb.runs.pipeline import finetune, new_model
 
     from vat_nb.runs.snapshots import open_run

@@ -129,7 +129,7 @@ def test_every_file_has_one_row_and_failed_ones_have_no_clip(run, folder):
 
 
 def test_a_rerun_does_nothing(run, folder):
-    from vat_nb.data.preprocessing import pending_clips
+    from vat_nb.data.clip_rows import pending_clips
     from vat_nb.data.store import StoreSettings
 
     assert pending_clips(clips_of(folder), run[2], StoreSettings(fps=FPS, size=SIZE, quality=90, faces=None)) == []
@@ -191,7 +191,7 @@ def test_short_files_keep_what_they_have(run):
 LONG = """
 import sys
 from vat_nb.types import Clip
-from vat_nb.data.preprocessing import preprocess_clip
+from vat_nb.data.clip_rows import preprocess_clip
 from vat_nb.data.store import StoreSettings
 settings = StoreSettings(fps=4.0, size=160, quality=90, faces="cascade")
 row = preprocess_clip(Clip("long", sys.argv[1], "train"), sys.argv[2], settings)

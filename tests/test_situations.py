@@ -59,7 +59,8 @@ def released(folder):
 def train(folder, out):
     "Train a small model as the notebooks do, and save it; returns its classes."
     from vat_nb.training.settings_file import load_recipe
-    from vat_nb.runs.splits import build_accelerator, check_recipe, prepare_store, split_clips
+    from vat_nb.runs.prepared_clips import build_accelerator, check_recipe, prepare_store
+    from vat_nb.runs.splits import split_clips
     from vat_nb.runs.pipeline import finetune, new_model, pretrain
     from vat_nb.runs.recognizer import Recognizer
 

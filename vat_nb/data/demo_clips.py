@@ -10,7 +10,8 @@ __all__ = ['P_UNINFORMATIVE', 'P_UNINFORMATIVE_UNPOSED', 'DEMOS', 'Plan', 'Layou
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
-from .corruption import mer_noise, mix_noise, pyramid_blur
+from .noise import mix_noise
+from .corruption import mer_noise, pyramid_blur
 from .demo_faces import Film, render_frames
 from .demo_people import EXPRESSIONS, VALENCE, Script, interpolate_expression, make_identity, write_script
 from .demo_voices import synthesize

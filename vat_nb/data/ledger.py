@@ -19,7 +19,7 @@ class LedgerRow:
     id: str
     path: str = ""  # of its video
     status: str = "ok"  # ok, degraded (used in part) or failed
-    reason: str = ""  # codes of `decoding.ERROR_CODES`
+    reason: str = ""  # codes of `streams.ERROR_CODES`
     detail: str = ""  # in numbers, such as "decoded 15 of 52 frames"
     split: str = ""
     duration: float = 0.0  # s

@@ -15,11 +15,13 @@ from torch.utils.data import DataLoader
 from ..types import Clip
 from ..training.config import Recipe
 from ..training.settings import STREAMS
-from ..data.corruption import Condition, Noise, babble
+from ..data.noise import babble
+from ..data.corruption import Condition, Noise
 from vat_nb.encoders.feature_cache import (
     CachedSource, CacheRecord, EncoderSpec, FeatureSource, cache_folder, read_record,
 )
-from .feature_extraction import BackboneSource, cache_features
+from .backbone_features import BackboneSource
+from .feature_extraction import cache_features
 from .feature_encoder import STATISTICS
 from .feature_loading import FeatureDataset, Scale, collate_features, speaker_scales
 from ..data.dataloader import load_windows, make_loader

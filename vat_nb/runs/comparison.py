@@ -24,9 +24,8 @@ from ..evaluation.ensemble import load_predictions, save_predictions
 from ..encoders.inputs import build_loader
 from ..evaluation.predictions import Predictions, predict
 from .pipeline import NO_START, stage_settings, train_model
-from vat_nb.runs.splits import (
-    Split, build_accelerator, check_recipe, drop_labels, is_labelled, prepare_store, split_clips,
-)
+from .prepared_clips import build_accelerator, check_recipe, prepare_store
+from .splits import Split, drop_labels, is_labelled, split_clips
 from ..training.config import Recipe
 
 # %% ../../nbs/6_runs/01b_comparison.ipynb #32adbaca

@@ -21,7 +21,8 @@ from ..training.config import Recipe
 from ..training.settings_file import load_recipe
 from .pipeline import finetune, new_model, pretrain
 from .snapshots import start_snapshots, subsample_clips
-from .splits import build_accelerator, check_recipe, monitor_clips, prepare_store, split_clips
+from .prepared_clips import build_accelerator, check_recipe, prepare_store
+from .splits import monitor_clips, split_clips
 from ..training.saved_run import student_weights
 from ..training.fit import start_trackers
 

@@ -15,7 +15,7 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from ..data.io import ParameterError
 from ..data.validation import Task, read_task
-from ..encoders.feature_extraction import weights_digest
+from ..encoders.backbone_features import weights_digest
 from ..encoders.tuning import PretrainedEncoder
 from ..encoders.weights import find_encoder
 from ..model import VAT

@@ -36,7 +36,8 @@ from ..encoders.inputs import build_loader, feature_records, model_config, set_s
 from ..evaluation.linear_probe import probe_inputs, speaker_projections, start_from_probe
 from ..model import HEADS
 from ..evaluation.predictions import comparison_metric, labels_of, predict, ranking_metric, score
-from .splits import Split, audit_hash, counted_clips, drop_labels, has_both, store_settings
+from .prepared_clips import store_settings
+from .splits import Split, audit_hash, counted_clips, drop_labels, has_both
 from ..training.config import FIELDS, Recipe
 from ..training.model_selection import Validation
 from ..training.fit import fit

@@ -23,7 +23,7 @@ from ..data.speaker_norm import speaker_normalization
 from ..data.store import Store, open_store
 from ..data.validation import Task
 from ..encoders.feature_cache import CacheRecord, parse_record
-from ..encoders.feature_extraction import BackboneSource, weights_digest
+from ..encoders.backbone_features import BackboneSource, weights_digest
 from ..encoders.feature_loading import FeatureDataset, collate_features, speaker_scales
 from ..encoders.inputs import encoder_spec, feature_records, load_backbone, model_config
 from ..evaluation.predictions import Predictions, predict
