@@ -172,7 +172,8 @@ def test_places_of_the_picture_can_be_told_apart(names, store):
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import new_model
     from vat_nb.encoders.inputs import build_loader, feature_records, prepare_features
-    from vat_nb.look.attention_maps import average_maps, to_heatmap, compute_attention, raw
+    from vat_nb.look.attention_record import compute_attention
+    from vat_nb.look.attention_maps import average_maps, to_heatmap, raw
 
     recipe = recipe_of(names, store, video_grid=2)
     whole, places = prepare_features(store, recipe.replace(video_grid=1)), prepare_features(store, recipe)
@@ -211,7 +212,8 @@ def test_wrong_partners_are_drawn_uniformly_first(store, monkeypatch):
 
 
 def test_attention_can_be_drawn(names, store):
-    from vat_nb.look.attention_maps import average_maps, to_heatmap, compute_attention, raw
+    from vat_nb.look.attention_record import compute_attention
+    from vat_nb.look.attention_maps import average_maps, to_heatmap, raw
     from vat_nb.look.attention_figure import plot_attention
 
     one = batch_of(store).select(torch.tensor([0]))
