@@ -62,10 +62,10 @@ class Pretrain(nn.Module):
         keys: str = "teacher",  # whose embeddings rows are compared with; "student" has gradient on both sides
     ):
         super().__init__()
+        *names, last = (f"weight_{k}" for k in PretrainScales._fields)
         if not any(getattr(weights, k) for k in PretrainScales._fields):
             raise ValueError(
-                "pretraining has nothing to minimise: give weight_contrast, weight_matching or weight_masked, or set "
-                "pretrain_epochs to 0"
+                f"pretraining has nothing to minimise: give {', '.join(names)} or {last}, or set pretrain_epochs to 0"
             )
         if weights.masked and not hasattr(student, "mam_head"):
             raise ValueError("this audio encoder has no spectrogram patches to hide: set weight_masked to 0")
