@@ -15,6 +15,8 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from scipy.special import softmax
+
+# %% ../../nbs/6_runs/02b_recognizer.ipynb #bed71de5
 from ..data.dataloader import load_windows, make_loader
 from ..data.io import write_atomically
 from ..data.media_files import named_files
