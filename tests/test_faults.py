@@ -419,7 +419,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
     import errno
 
     import vat_nb.data.preprocessing as preprocess
-    import vat_nb.data.store as store_module
+    import vat_nb.data.clip_files as clip_files
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
@@ -430,20 +430,20 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
     )
     store = disk / "store"
 
-    def fill(path, raw, flush=False, real=store_module.write_atomically):
+    def fill(path, raw, flush=False, real=clip_files.write_atomically):
         if Path(path).suffix == ".safetensors" and len(list(store.glob("clips/*"))) >= 12:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path, raw, flush)
 
     try:
         if not mounted:
-            monkeypatch.setattr(store_module, "write_atomically", fill)
+            monkeypatch.setattr(clip_files, "write_atomically", fill)
         with pytest.raises(OSError, match="is full; what is done is kept") as e:
             preprocess.preprocess(build_clips(release), release.task, store, fps=10.0, size=64, processes=1)
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
-        assert all(store_module.decode_clip((store / "clips" / n).read_bytes(), n).jpegs for n in left)
+        assert all(clip_files.decode_clip((store / "clips" / n).read_bytes(), n).jpegs for n in left)
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()

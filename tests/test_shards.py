@@ -153,10 +153,11 @@ def test_parts_are_even_and_follow_the_clips(written):
 
 
 def test_a_server_that_errs_is_asked_again_and_one_that_is_gone_ends_in_words(written, server, monkeypatch):
-    import vat_nb.data.store as preprocess
+    import vat_nb.data.remote_files as remote_files
+    from vat_nb.data.store import open_store
 
-    monkeypatch.setattr(preprocess, "RETRY_DELAYS_S", (0.01, 0.01))
-    far = preprocess.open_store(server.address)
+    monkeypatch.setattr(remote_files, "RETRY_DELAYS_S", (0.01, 0.01))
+    far = open_store(server.address)
     clip = far.usable()[0]
     server.requests.clear()
     server.broken = 2
