@@ -63,6 +63,7 @@ def test_controls_move_pictures_and_faults_are_seen(lab, tmp_path):
 
 
 def test_failing_cell_is_seen(lab):
-    with lab.open(small("1 / 0", "2")) as notebook:
+    # the second cell must be queued before the first fails: the kernel only drops what waits
+    with lab.open(small("import time\ntime.sleep(1)\n1 / 0", "2")) as notebook:
         notebook.run()
         assert any("ZeroDivisionError" in e for e in notebook.errors()) and notebook.not_run() == ["2"]
