@@ -28,7 +28,7 @@ class LedgerRow:
     face: str = ""  # x, y and side in px of the square that was cut out
     source_size: int = 0  # bytes of its files
     source_mtime: int = 0  # ns, time of the later file
-    settings_hash: str = "0" * 12  # of how it was read, see `preprocessing.settings_hash`
+    settings_hash: str = "0" * 12  # of how it was read, see `clip_rows.settings_hash`
 
 
 LEDGER = tuple(LedgerRow.__dataclass_fields__)  # columns
