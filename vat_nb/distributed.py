@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Sampler
 from .attention import attention_blocks
 from .types import Batch
@@ -175,12 +176,9 @@ def clip_gradients(
     max_norm: float,  # largest norm of the gradient
 ) -> Tensor:  # norm before clipping
     "Clip a gradient that is sharded in part."
-    grads = [p.grad for p in module.parameters() if p.grad is not None]
-
-    def square(parts: list[Tensor]) -> Tensor:
-        return sum((g.square().sum() for g in parts), torch.zeros((), device=grads[0].device))
-
-    sharded = all_reduce_sum(square([g.to_local() for g in grads if isinstance(g, DTensor)]))
-    norm = (sharded + square([g for g in grads if not isinstance(g, DTensor)])).sqrt()
-    for g in grads: g.mul_((max_norm / (norm + 1e-6)).clamp(max=1))
+    params = [p for p in module.parameters() if p.grad is not None]
+    sharded, whole = ([p for p in params if isinstance(p, DTensor) == kind] for kind in (True, False))
+    groups = [group for group in (sharded, whole) if group]  # torch multiplies no sharded tensor with a whole one
+    norm = torch.stack([full_tensor(get_total_norm([p.grad for p in group])) for group in groups]).norm()
+    for group in groups: clip_grads_with_norm_(group, max_norm, norm)
     return norm
