@@ -9,9 +9,9 @@ from conftest import PROJECT
 from vat_nb.types import lengths_mask
 from torch import nn
 
-from vat_nb.attention import TransformerEncoder
+from vat_nb.transformer import TransformerEncoder
 from vat_nb.video_encoder import VideoEncoder
-from vat_nb.attention import configure_blocks
+from vat_nb.transformer import configure_blocks
 from vat_nb.sizes import ModelConfig, build_vat
 from vat_nb.model import Fusion
 from vat_nb.momentum import make_teacher

@@ -367,14 +367,14 @@ def test_a_run_whose_description_cannot_be(run):
 
     assert len(open_run(run).subset) == 2
     good = (run / "run.json").read_text()
-    about = json.loads(good)
-    other = lambda **values: json.dumps(about | dict(recipe=about["recipe"] | values))
+    description = json.loads(good)
+    other = lambda **values: json.dumps(description | dict(recipe=description["recipe"] | values))
     for wrong, says in (
         (DEEP, "run.json is no JSON"),
         ("[]", "run.json should hold names and values"),
         ("{}", "describes no run"),
-        (json.dumps(about | dict(kept=["../../secret"])), "names the clip '../../secret'"),
-        (json.dumps(about | dict(kept=[["a"]])), "describes no run"),
+        (json.dumps(description | dict(snapshot_clips=["../../secret"])), "names the clip '../../secret'"),
+        (json.dumps(description | dict(snapshot_clips=[["a"]])), "describes no run"),
         (other(store_dir=7), "store_dir needs a value like"),
         (other(image_size=10**9), "image_size cannot be 1000000000"),
         (other(store_dir="https://example.org/shards"), None),
@@ -416,7 +416,7 @@ def test_a_run_whose_snapshots_or_clips_lead_elsewhere(run, tmp_path):
     with pytest.raises(ValueError, match="pretrain.json is no JSON"):
         open_run(run)
     (run / "snapshots/pretrain.json").unlink()
-    id = json.loads((run / "run.json").read_text())["kept"][0]
+    id = json.loads((run / "run.json").read_text())["snapshot_clips"][0]
     change(run / "clips/clips.csv", f"{id},", "../../../secret,")
     with pytest.raises(ValueError, match="leads out of the store"):
         open_run(run)

@@ -11,7 +11,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchaudio.transforms import MelSpectrogram
-from .attention import TransformerEncoder, sine_positions
+from .transformer import TransformerEncoder
+from .attention import sine_positions
 from .linear import Linear
 from .spec_augment import spec_augment
 from .types import SAMPLE_RATE, Tokens

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Sampler
-from .attention import attention_blocks
+from .transformer import attention_blocks
 from .types import Batch
 
 # %% ../nbs/1_method/15_distributed.ipynb #7182ac52

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from .types import Batch, Tokens
 from .model import VAT
-from .plotting import plot_logmel
+from .clip_figures import plot_logmel
 
 # %% ../nbs/1_method/12_masked_audio.ipynb #e11bb5d1
 def num_masked(

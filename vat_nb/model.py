@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from .types import Batch, Tokens, upcast
-from .attention import Block
+from .transformer import Block
 from .linear import Linear
 
 # %% ../nbs/1_method/07_model.ipynb #eadf68e3

@@ -16,7 +16,7 @@ from .masked_audio import masked_loss, num_masked, predict_masked_audio
 from .matching import matching_loss, matching_pairs
 from .model import VAT, EncoderOutput
 from .momentum import make_teacher
-from .types import Batch, StepOutput, Tokens
+from .types import Batch, Source, Stage, StepOutput, Tokens
 
 # %% ../nbs/1_method/16_pretraining.ipynb #6c66410c
 class PretrainWeights(NamedTuple):
@@ -52,6 +52,7 @@ class PretrainContext(NamedTuple):
 # %% ../nbs/1_method/16_pretraining.ipynb #a0047f7d
 class Pretrain(nn.Module):
     "Video-audio contrast, matching and masked audio modelling, with a momentum teacher (Ding et al. 2023)."
+    stage: Stage = "pretrain"
 
     def __init__(
         self,
@@ -59,7 +60,7 @@ class Pretrain(nn.Module):
         queue_size: int = 4096,  # embeddings of earlier clips
         weights: PretrainWeights = PretrainWeights(),
         augment: Augment = Augment(),  # of student and teacher alike
-        keys: str = "teacher",  # whose embeddings rows are compared with; "student" has gradient on both sides
+        keys: Source = "teacher",  # whose embeddings rows are compared with; "student" has gradient on both sides
     ):
         super().__init__()
         *names, last = (f"weight_{k}" for k in PretrainScales._fields)

@@ -9,7 +9,7 @@ __all__ = ['SIZES', 'Size', 'EncoderSource', 'ModelConfig', 'build_vat']
 from dataclasses import dataclass
 from typing import Protocol
 from torch import nn
-from .attention import begin_as_identity
+from .transformer import begin_as_identity
 from .audio_encoder import AudioEncoder
 from .model import VAT, Fusion
 from .video_encoder import VideoEncoder

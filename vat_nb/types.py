@@ -5,13 +5,14 @@
 # %% ../nbs/1_method/01_types.ipynb #09285743
 from __future__ import annotations
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
     from torch import Tensor
 
 # %% auto #0
-__all__ = ['SAMPLE_RATE', 'Clip', 'lengths_mask', 'masked_mean', 'upcast', 'Batch', 'Tokens', 'StepOutput', 'EpochLog']
+__all__ = ['SAMPLE_RATE', 'Stage', 'Source', 'Clip', 'lengths_mask', 'masked_mean', 'upcast', 'Batch', 'Tokens', 'StepOutput',
+           'EpochLog']
 
 # %% ../nbs/1_method/01_types.ipynb #5abe9e2d
 @dataclass(frozen=True)
@@ -108,6 +109,10 @@ class StepOutput(NamedTuple):
     head_weights: dict[str, Tensor]  # loss -> its weight in the sum; empty where these are settings
 
 # %% ../nbs/1_method/01_types.ipynb #e20d0f23
+Stage = Literal["pretrain", "finetune"]
+Source = Literal["student", "teacher"]  # whose weights
+
+
 @dataclass
 class EpochLog:
     "Record of one epoch."
@@ -128,8 +133,8 @@ class EpochLog:
     def flat(self) -> dict[str, float]:
         "Return the record as one row of numbers."
         row = dict(epoch=self.epoch) | self.losses
-        names = ("weight", "valid", "valid loss", "teacher")
+        names = ("weight", "valid", "valid_loss", "teacher")
         groups = (self.head_weights, self.valid_scores, self.valid_losses, self.teacher_scores)
-        for name, group in zip(names, groups): row |= {f"{name} {k}": v for k, v in group.items()}
+        for name, group in zip(names, groups): row |= {f"{name}_{k}": v for k, v in group.items()}
         numbers = ("lr", "alpha", "skipped", "grad_norm", "clips_per_s", "seconds", "gpu_mib")
         return row | {k: getattr(self, k) for k in numbers if getattr(self, k) is not None}

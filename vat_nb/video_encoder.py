@@ -13,7 +13,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
-from .attention import TransformerEncoder, sine_positions
+from .transformer import TransformerEncoder
+from .attention import sine_positions
 from .linear import Linear
 from .types import Tokens
 

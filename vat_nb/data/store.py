@@ -20,7 +20,7 @@ from .label_record import labels_digest
 from .ledger import parse_ledger, read_ledger
 from .remote_files import Shards, parse_index, read_file
 from .validation import Task, read_task
-from ..plotting import plot_wave
+from ..clip_figures import plot_wave
 from ..types import SAMPLE_RATE, Clip
 
 # %% ../../nbs/2_data/10d_store.ipynb #b822f142

@@ -10,7 +10,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..types import Tokens, masked_mean
-from ..attention import TransformerEncoder, sine_positions
+from ..transformer import TransformerEncoder
+from ..attention import sine_positions
 from ..linear import Linear
 from .feature_layout import FeatureLayout
 from ..sizes import ModelConfig

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 from ..data.io import ParameterError, suggest
-from ..attention import attention_blocks
+from ..transformer import attention_blocks
 
 # %% ../../nbs/4_encoders/02_feature_layout.ipynb #149265aa
 LAYER_CHOICES = ("middle", "last", "last4", "mix")  # beside a number, or numbers with + between them

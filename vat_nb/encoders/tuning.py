@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .audio_backbones import AudioBackbone
 from ..types import Tokens
 from .feature_encoder import FeatureEncoder, features_with_statistics
-from ..attention import attention_blocks
+from ..transformer import attention_blocks
 from .onnx_graphs import OnnxGraph
 from .video_backbones import VideoBackbone
 from .weights import import_optional

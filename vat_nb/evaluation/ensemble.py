@@ -32,7 +32,7 @@ def save_predictions(
     arrays = dict(video_embed=predictions.video_embed, audio_embed=predictions.audio_embed)
     for h in HEADS: arrays |= {f"{h} logits": predictions.logits[h], f"{h} values": predictions.values[h]}
     tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items()}
-    save_tensors(path, tensors, dict(ids=[c.id for c in predictions.clips], about=settings or {}))
+    save_tensors(path, tensors, dict(ids=[c.id for c in predictions.clips], settings=settings or {}))
 
 
 def load_predictions(
@@ -44,7 +44,7 @@ def load_predictions(
     tensors, metadata = load_tensors(path)
     if metadata["ids"] != [c.id for c in clips]:
         raise ValueError(f"{path} holds predictions of other clips than were asked for: delete it to predict again")
-    check_same_config(metadata["about"], settings or {}, path)
+    check_same_config(metadata.get("settings", {}), settings or {}, path)
     logits, values = ({h: tensors[f"{h} {name}"].numpy() for h in HEADS} for name in ("logits", "values"))
     return Predictions(clips, logits, values, tensors["video_embed"].numpy(), tensors["audio_embed"].numpy())
 

@@ -14,11 +14,12 @@ from matplotlib.axis import Axis
 from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 from ..audio_encoder import LogMel
-from .attention_maps import QUERY_ROWS, AttentionMap, average_maps, raw, to_heatmap
+from .attention_maps import QUERY_ROWS, SHARE, AttentionMap, MapUnit, average_maps, raw, to_heatmap
 from .attention_record import AttentionRecord, compute_attention
 from .clip_window import ClipWindow, overlay, plot_strip, time_index
 from ..model import VAT
-from ..plotting import MATRIX, plot_logmel, plot_wave
+from ..plotting import MATRIX
+from ..clip_figures import plot_logmel, plot_wave
 from ..types import Batch
 
 # %% ../../nbs/7_look/03d_attention_figure.ipynb #54d8fbae
@@ -57,14 +58,14 @@ def clear_artists(ax: Axes) -> Axes:  # the same axes
     return ax
 
 
-def format_unit(axis: Axis, label: str) -> None:  # label: ends with "(%)" where the numbers are shares
+def format_unit(axis: Axis, unit: MapUnit) -> None:
     "Write shares as percent, and other numbers as they are."
-    axis.set_major_formatter(PercentFormatter(1, symbol="") if label.endswith("(%)") else ScalarFormatter())
+    axis.set_major_formatter(PercentFormatter(1, symbol="") if unit.percent else ScalarFormatter())
 
 
 def plot_scale(
     low: float, high: float,  # ends of the colours
-    label: str,  # its last line is drawn: the meaning of the colours, with the unit
+    unit: MapUnit,  # meaning of the colours
     cax: Axes,
 ) -> Axes:  # the same axes
     "Draw a colour bar."
@@ -75,8 +76,8 @@ def plot_scale(
     cax.yaxis.tick_right()
     cax.yaxis.set_label_position("right")
     cax.yaxis.set_major_locator(MaxNLocator(3))
-    cax.set_ylabel(label.splitlines()[-1], size="small")
-    format_unit(cax.yaxis, label)
+    cax.set_ylabel(unit.label.splitlines()[-1], size="small")
+    format_unit(cax.yaxis, unit)
     return cax
 
 # %% ../../nbs/7_look/03d_attention_figure.ipynb #7091aa67
@@ -92,7 +93,7 @@ def plot_share(
     share: np.ndarray,  # [M] of each time step
     at: tuple[float, float],  # s, start of the first time step, and length of a step
     even: float | None,  # share of each time step if all tokens were read equally; None draws no line
-    label: str,  # of the axis
+    unit: MapUnit,
     ax: Axes,
 ) -> Axes:  # the same axes
     "Draw the share of attention of each time step of the video."
@@ -100,8 +101,8 @@ def plot_share(
     ax.stairs(share, edges, fill=True, color="C0", alpha=0.45)
     ax.stairs(share, edges, color="C0")
     if even is not None: ax.axhline(even, color="0.4", linestyle=":", linewidth=1)
-    ax.set(ylabel=label, ylim=(0, 1.12 * max(share.max(), even or 0) or 1))
-    format_unit(ax.yaxis, label)
+    ax.set(ylabel=unit.label, ylim=(0, 1.12 * max(share.max(), even or 0) or 1))
+    format_unit(ax.yaxis, unit)
     ax.yaxis.set_major_locator(MaxNLocator(3))
     return ax
 
@@ -127,7 +128,7 @@ def plot_heat(
     window: ClipWindow,
     axs: np.ndarray,  # from `attention_axes`; the heat that is there is removed
     title: str = "",
-    label: str = "share (%)",  # meaning of the numbers
+    unit: MapUnit = SHARE,
     even: bool = False,  # draw the share of each time step if all tokens were read equally
 ) -> np.ndarray:  # the same axes
     "Draw attention: over the frames, over time, and audio against video."
@@ -136,10 +137,11 @@ def plot_heat(
     index = time_index(record, len(window.frames), window.fps)
     plot_strip(overlay(window.frames, heat.places, index), window.fps, window.seconds, strip, "heat")
     level = record.grid ** 2 / record.cross_attn[0].shape[-1] if even else None
-    plot_share(heat.places.sum((1, 2)), record.video_at, level, label, share)
+    plot_share(heat.places.sum((1, 2)), record.video_at, level, unit, share)
     plot_table(heat.time, record.video_at, record.audio_at, table)
-    plot_scale(*value_range(heat.places), "a place (%)" if label.endswith("(%)") else "a place", axs[1, 1])
-    plot_scale(*value_range(heat.time), label, axs[3, 1])
+    place_unit = unit._replace(label="a place (%)" if unit.percent else "a place")
+    plot_scale(*value_range(heat.places), place_unit, axs[1, 1])
+    plot_scale(*value_range(heat.time), unit, axs[3, 1])
     if not heat.time.any():
         words = "zero: nothing that these tokens attend to would make the output larger"
         table.text(0.5, 0.25, words, transform=table.transAxes, ha="center", va="center", color="w")
@@ -184,7 +186,7 @@ def plot_head_maps(
     maps: np.ndarray,  # [L, h, R, C] small maps
     outline: tuple[int | None, int | None] | None = None,  # layer and head, or None for the average; None draws none
     title: str = "",
-    label: str = "share (%)",  # meaning of the colours
+    unit: MapUnit = SHARE,  # meaning of the colours
     upwards: bool = True,  # row 0 is below, as on a time axis; False has it on top, as in a frame
     ax: Axes | None = None,  # None makes new axes
     cax: Axes | None = None,  # of the colour bar, with `ax`
@@ -198,7 +200,7 @@ def plot_head_maps(
         fig = plt.figure(figsize=(1.2 + 0.62 * m, 1 + 0.62 * n), layout="constrained")
         ax, cax = fig.subplots(1, 2, width_ratios=(1, 0.04))
     clear_artists(ax).imshow(canvas, aspect="auto", cmap=MATRIX, interpolation="none", vmin=low, vmax=high)
-    plot_scale(low, high, label, cax)
+    plot_scale(low, high, unit, cax)
     ax.set_xticks(np.arange(m) * w + columns / 2 - 0.5, [*range(1, m), "mean"])
     ax.set_yticks(np.arange(n) * h + rows / 2 - 0.5, [*range(1, len(maps) + 1), "mean"][:n])
     if outline is not None:

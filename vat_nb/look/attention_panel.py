@@ -28,8 +28,8 @@ from vat_nb.look.attention_film import (
 )
 from .attention_figure import attention_axes, plot_clip_window, plot_head_maps, plot_heat
 from vat_nb.look.attention_maps import (
-    GRADIENT, MATCH, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, attribution, attribution_targets, gradient_attention, raw,
-    to_heatmap,
+    GRADIENT, MATCH, QUERY_ROWS, RAW, ROLLOUT, AttentionMap, MapUnit, attribution, attribution_targets,
+    gradient_attention, raw, to_heatmap,
 )
 from .attention_record import AttentionRecord, compute_attention
 from .clip_window import ClipWindow, overlay, read_window, time_index
@@ -152,7 +152,7 @@ def _target_name(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return the name of the output that gradients are computed of; without classes, the first target is predicted."
     if self.target.value != PREDICTED: return self.target.value
     task = self.store.task
-    return task.classes[int(record.outputs["logits"].argmax())] if task.classes else (*task.targets, MATCH)[0]
+    return task.classes[int(record.output.logits.argmax())] if task.classes else (*task.targets, MATCH)[0]
 
 # %% ../../nbs/7_look/03f_attention_panel.ipynb #7c8212d8
 @patch
@@ -166,15 +166,15 @@ def draw(self: AttentionPanel) -> None:
     self.maps_by.disabled, gradients = record.grid == 1, None
     if self.window_in_figure is not window: self._draw_window(window)
     if method == GRADIENT: gradients = self.gradient_of(self._target_name(record), self.model.value, clip, start)
-    table, label = attribution(record, method, self.layer.value, self.head.value, gradients)
+    table, unit = attribution(record, method, self.layer.value, self.head.value, gradients)
     heat = to_heatmap(record, table, QUERY_ROWS[self.query.value])
-    plot_heat(record, heat, window, self.axs, self._title(record), label, even=method == RAW)
+    plot_heat(record, heat, window, self.axs, self._title(record), unit, even=method == RAW)
     self.heat_frames = overlay(window.frames, heat.places, time_index(record, len(window.frames), window.fps))
     first, step = record.audio_at
     png, height = png_bytes(self.canvas.draw()), first + step * len(heat.time)
     self.figure.value = cursor_html(png, time_axis(self.axs), window.seconds, height, self.key)
     self.face.value = face_html(self.heat_frames, window.fps, self.key)
-    self._draw_heads(record, gradients, label)
+    self._draw_heads(record, gradients, unit)
     self.captions.value = " ".join(f"<p>{html.escape(w)}</p>" for w in self._captions(record, heat, table))
 
 # %% ../../nbs/7_look/03f_attention_panel.ipynb #3f7c3525
@@ -192,7 +192,7 @@ def _draw_window(self: AttentionPanel, window: ClipWindow) -> None:
 
 
 @patch
-def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor | None, label: str) -> None:
+def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor | None, unit: MapUnit) -> None:
     "Draw the small maps."
     by_place, suffix = self.maps_by.value == "place" and record.grid > 1, ", raw" if gradients is None else ""
     maps, outline = raw(record) if gradients is None else 1000 * gradients, None
@@ -202,7 +202,7 @@ def _draw_heads(self: AttentionPanel, record: AttentionRecord, gradients: Tensor
     title = f"{'places on the face' if by_place else 'audio (upwards) against video'}{suffix}"
     heat = to_heatmap(record, maps, QUERY_ROWS[self.query.value])
     small = heat.places.sum(2) if by_place else heat.time
-    plot_head_maps(small, outline, title, label, not by_place, *self.small_axs)
+    plot_head_maps(small, outline, title, unit, not by_place, *self.small_axs)
     self.heads.value = png_bytes(BlitCanvas(self.small_axs[0].figure, []).draw())
 
 # %% ../../nbs/7_look/03f_attention_panel.ipynb #f8ce4f31
@@ -220,9 +220,9 @@ def _title(self: AttentionPanel, record: AttentionRecord) -> str:
 def _prediction_words(self: AttentionPanel, record: AttentionRecord) -> str:
     "Return predictions and labels as a sentence."
     task, clip = self.store.task, self.clip.value
-    outputs = {c: f"{p:.0%}" for c, p in zip(task.classes, record.outputs["logits"].softmax(0).tolist())}
-    outputs |= {t: f"{v:.2f}" for t, v in zip(task.targets, record.outputs["values"].tolist())}
-    outputs[MATCH] = f"{record.outputs['match'].softmax(0)[1]:.0%}"
+    outputs = {c: f"{p:.0%}" for c, p in zip(task.classes, record.output.logits.softmax(0).tolist())}
+    outputs |= {t: f"{v:.2f}" for t, v in zip(task.targets, record.output.values.tolist())}
+    outputs[MATCH] = f"{record.match.softmax(0)[1]:.0%}"
     labels = [clip.emotion, *(f"{t} {v:g}" for t, v in zip(task.targets, clip.targets) if np.isfinite(v))]
     true = ", ".join(filter(None, labels)) or "not known"
     return f"The model says: {', '.join(f'{k} {v}' for k, v in outputs.items())}. True: {true}."

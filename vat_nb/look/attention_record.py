@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 from ..attention import Attention
-from ..model import VAT
+from ..model import VAT, HeadOutput
 from ..types import Batch
 
 # %% ../../nbs/7_look/03_attention_record.ipynb #5a183e2c
@@ -43,7 +43,8 @@ class AttentionRecord(NamedTuple):
     audio: list[Tensor]  # [A, A] self-attention of each layer of the audio encoder, averaged over heads
     self_attn: list[Tensor]  # [A, A] self-attention of each layer of the fusion, averaged over heads
     cross_attn: list[Tensor]  # [1, h, A, V] cross-attention of each layer of the fusion, with its graph
-    outputs: dict[str, Tensor]  # logits [C], values [K], match [2] of the fused [CLS], with their graph
+    output: HeadOutput  # logits [C] and values [K] of the fused head, with their graph
+    match: Tensor  # [2] logits of the matching head, with their graph
     pooled: tuple[bool, bool]  # whether the [CLS] of video and audio had the mean of all tokens added
     grid: int  # a time step of the video has grid x grid tokens
     bands: int  # number of tokens of a time step of the audio
@@ -95,7 +96,7 @@ def compute_attention(
     fusion = model.fusion.blocks
     return AttentionRecord(
         self_attention(video.blocks), self_attention(audio.blocks), self_attention(fusion),
-        [weights[b.cross_attn] for b in fusion], dict(logits=logits[0], values=values[0], match=match),
+        [weights[b.cross_attn] for b in fusion], HeadOutput(logits[0], values[0]), match,
         (video.pooled, audio.pooled), model.video.grid, model.audio.bands,
         model.video.token_times, model.audio.token_times,
     )

@@ -16,7 +16,8 @@ from .alignment_panel import pair_film
 from .run_predictions import RunPredictions
 from .av_consistency import audit_clips, lip_sync
 from .controls import Controls, control_layout
-from ..plotting import figure_png, new_axes, plot_wave
+from ..plotting import figure_png, new_axes
+from ..clip_figures import plot_wave
 from ..runs.snapshots import Run
 from ..runs.splits import read_weights
 

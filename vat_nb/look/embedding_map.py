@@ -61,14 +61,16 @@ def plot_map(
 # %% ../../nbs/7_look/05c_embedding_map.ipynb #c1adfc52
 def embedding_history(
     snapshots: Sequence[Snapshot],  # of one run
-) -> pd.DataFrame:  # stage, epoch, step (epochs of both stages, counted on), source, and `embedding_metrics`
+) -> pd.DataFrame:  # stage, epoch, step (epochs of both stages, counted on), source, and `EmbeddingMetrics`
     "Compute the metrics of each snapshot. Raises ValueError where there are none."
     if not snapshots: raise ValueError("this run keeps no snapshots: train again with snapshot_clips above 0")
     pretrain_epochs = max((s.epoch for s in snapshots if s.stage == "pretrain"), default=0)
     rows = []
     for s in snapshots:
         step = s.epoch + (pretrain_epochs if s.stage == "finetune" else 0)
-        metrics = embedding_metrics(s.video_embed, s.audio_embed, s.match_prob)
+        metrics = embedding_metrics(s.video_embed, s.audio_embed, s.match_prob)._asdict()
+        recall = metrics.pop("recall").stack()
+        metrics |= {f"{name}@{k}": value for (k, name), value in recall.items()}
         rows.append(dict(stage=s.stage, epoch=s.epoch, step=step, source=s.source) | metrics)
     return pd.DataFrame(rows)
 
@@ -78,11 +80,11 @@ def _history_curves(table: pd.DataFrame) -> dict[str, dict[str, pd.Series]]:  # 
     return {
         "recall (mean of both ways)": {f"recall at {k}": recall(k) for k in (1, 5, 10)},
         "squared distance of partners": {"alignment": table["alignment"]},
-        "log of mean potential": {f"uniformity {m}": table[f"uniformity {m}"] for m in ("video", "audio")},
+        "log of mean potential": {f"uniformity {m}": table[f"{m}_uniformity"] for m in ("video", "audio")},
         "probability, cosine": {
-            "matching, own pair": table["matching own"],
-            "cosine, own pair": table["cosine own"],
-            "cosine, others": table["cosine others"],
+            "matching, own pair": table["match_prob"],
+            "cosine, own pair": table["matched_cosine"],
+            "cosine, others": table["mismatched_cosine"],
         },
     }
 

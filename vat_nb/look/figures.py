@@ -19,7 +19,8 @@ from ..evaluation.metrics import confusion
 from ..evaluation.calibration import calibration_error, reliability
 from .alignment_figures import plot_alignment
 from ..data.validation import Task
-from ..plotting import FigureRow, new_axes, group_history, plot_curves, plot_intervals, plot_matrix
+from ..curves import FigureRow, group_history, plot_curves, plot_intervals
+from ..plotting import new_axes, plot_matrix
 from ..supervision import main_loss
 from ..types import EpochLog
 

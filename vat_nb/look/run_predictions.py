@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np, torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader
-from ..types import Clip
+from ..types import Clip, Source, Stage
 from ..data.speaker_norm import speaker_normalization
 from ..encoders.inputs import build_loader
 from .similarity_matrix import matching_matrix
@@ -72,8 +72,8 @@ class RunPredictions:
 @patch
 def weights(
     self: RunPredictions,
-    stage: str,  # "pretrain" or "finetune"
-    source: str,  # "student" or "teacher"
+    stage: Stage,
+    source: Source,
 ) -> Path:
     "Name the file that holds a model of the run."
     name = "model" if (stage, source) == ("finetune", "student") else stage
@@ -104,7 +104,7 @@ def snapshot(
     self: RunPredictions,
     subset: str,  # SNAPSHOT_CLIPS or a split
     epoch_key: tuple[str, int],  # of `epoch_keys`
-    source: str,  # "student" or "teacher"
+    source: Source,
 ) -> Snapshot:
     "Return the vectors of a subset's clips at an epoch. Raises ValueError where the run has none."
     if epoch_key in MODELS: return self._model_snapshot(subset, epoch_key[0], source)
@@ -119,7 +119,7 @@ def matching(
     self: RunPredictions,
     subset: str,  # SNAPSHOT_CLIPS or a split
     epoch_key: tuple[str, int],  # of MODELS
-    source: str,  # "student" or "teacher"
+    source: Source,
     rows: Sequence[int],  # [N] of the subset's clips, from `subsample_rows`, in any order
 ) -> np.ndarray:  # [N, N] probabilities
     "Return the matching head's matrix of some clips. Raises ValueError for too many, or without a model."
@@ -147,7 +147,7 @@ def fingerprint(
 
 
 @patch
-def _model_snapshot(self: RunPredictions, subset: str, stage: str, source: str) -> Snapshot:
+def _model_snapshot(self: RunPredictions, subset: str, stage: Stage, source: Source) -> Snapshot:
     clips = self.clips(subset)
     def compute(model, build):
         s = take_snapshot(model, build(clips), stage, -1, source)

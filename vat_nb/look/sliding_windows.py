@@ -24,7 +24,8 @@ from ..data.streams import DecodedClip, decode_jpegs
 from ..data.store import Store
 from ..runs.recognizer import Recognizer
 from ..data.validation import Task
-from ..plotting import MATRIX, PALETTE, plot_frames, plot_matrix, plot_wave
+from ..plotting import MATRIX, PALETTE, plot_matrix
+from ..clip_figures import plot_frames, plot_wave
 
 # %% ../../nbs/7_look/04_sliding_windows.ipynb #96e1fad6
 def sliding_starts(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
-from ..attention import configure_blocks
+from ..transformer import configure_blocks
 from ..augmentation import Augment
 from ..finetuning import Finetune
 from ..model import VAT, HeadOutput

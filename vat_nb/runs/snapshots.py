@@ -11,13 +11,13 @@ import json, shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Literal
 import numpy as np, torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from ..training.checkpoint import load_tensors, load_weights, save_tensors
-from ..types import Batch, Clip, EpochLog
+from ..types import Batch, Clip, EpochLog, Source, Stage
 from ..data.io import clip_file, describe_error, ParameterError, read_json, write_atomically
 from ..training.config import Recipe, check_names
 from ..training.settings_file import find_settings
@@ -68,9 +68,9 @@ def copy_clips(
 # %% ../../nbs/6_runs/04_snapshots.ipynb #1ab04cb3
 class Snapshot(NamedTuple):
     "The outputs of a model for N clips at one epoch."
-    stage: str  # "start" (before any training), "pretrain" or "finetune"
+    stage: Stage | Literal["start"]  # "start" is before any training
     epoch: int  # of the stage, counted from 1; 0 for the start
-    source: str  # "student" or "teacher"
+    source: Source
     video_embed: np.ndarray  # [N, P] unit vectors of the videos
     audio_embed: np.ndarray  # [N, P] unit vectors of the audio
     match_prob: np.ndarray  # [N] probability of a clip's own pair, by the matching head
@@ -81,7 +81,7 @@ class Snapshot(NamedTuple):
 def take_snapshot(
     model: VAT,
     loader: DataLoader,  # from `make_loader(..., shuffle=False)`; clips of several windows get the mean
-    stage: str = "start", epoch: int = 0, source: str = "student",  # as in `Snapshot`
+    stage: Stage | Literal["start"] = "start", epoch: int = 0, source: Source = "student",  # as in `Snapshot`
 ) -> Snapshot:
     "Compute the outputs of clips; the model stays in its mode."
     def outputs(batch: Batch) -> dict[str, torch.Tensor]:
@@ -107,11 +107,11 @@ def start_snapshots(
     if clips: copy_clips(store, clips, out / "clips")
     else: shutil.rmtree(out / "clips", ignore_errors=True)
     # last, so that it never names a clip that is not there
-    write_atomically(out / "run.json", json.dumps(dict(recipe=asdict(r), kept=ids)).encode())
+    write_atomically(out / "run.json", json.dumps(dict(recipe=asdict(r), snapshot_clips=ids)).encode())
     if not clips: return lambda stage: None
     def loader() -> DataLoader: return build_loader(store, clips, r.replace(num_workers=0))
     if not _file(out, "start", 0).exists(): save_snapshots(out, [take_snapshot(model, loader())])
-    def callbacks(stage: str) -> Callable:
+    def callbacks(stage: Stage) -> Callable:
         epochs = r.pretrain_epochs if stage == "pretrain" else r.epochs
         snapshot_epochs = set(np.linspace(1, epochs, min(epochs, 5)).round().astype(int))
         def epoch_callback(objective: Pretrain | Finetune, history: list[EpochLog]) -> None:
@@ -126,7 +126,7 @@ def start_snapshots(
 def _snapshot_ids(out: Path) -> list[str]:
     "Read the ids of a run's snapshot clips; none where there is no run."
     path = out / "run.json"
-    return read_json(path.read_bytes(), path).get("kept", []) if path.is_file() else []
+    return read_json(path.read_bytes(), path).get("snapshot_clips", []) if path.is_file() else []
 
 
 def _file(out: Path, stage: str, epoch: int) -> Path:
@@ -203,7 +203,7 @@ def _read_metadata(folder: Path) -> tuple[Recipe, list[str]]:  # recipe, ids of 
     "Read run.json. Raises ValueError where it describes no run."
     where = folder / "run.json"
     metadata = read_json(where.read_bytes(), where)
-    recipe, names = metadata.get("recipe"), metadata.get("kept")
+    recipe, names = metadata.get("recipe"), metadata.get("snapshot_clips")
     if not isinstance(recipe, dict) or not isinstance(names, list) or not all(isinstance(i, str) for i in names):
         raise ValueError(f"{where} describes no run: copy the run again")
     validate_model_config(recipe, where)
@@ -216,9 +216,9 @@ def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
     tensors, metadata = load_tensors(path)
     try:
         epoch, snapshots = int(path.stem.split("-")[1]), []
-        for source, about in metadata.items():
+        for source, numbers in metadata.items():
             arrays = (tensors[f"{source} {k}"].numpy() for k in ARRAYS)
-            snapshots.append(Snapshot(stage, epoch, source, *arrays, float(about["temperature"])))
+            snapshots.append(Snapshot(stage, epoch, source, *arrays, float(numbers["temperature"])))
     except (KeyError, TypeError, ValueError) as e:
         raise ValueError(f"{path} is no snapshot ({describe_error(e)}): delete it") from None
     for s in snapshots:
@@ -231,8 +231,8 @@ def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:
 # %% ../../nbs/6_runs/04_snapshots.ipynb #6abf1336
 def run_model(
     run: Run,
-    stage: str = "finetune",  # "finetune": the finished model, of its best epoch; "pretrain": at the end of pretraining
-    source: str = "student",  # or "teacher", at the end of the stage
+    stage: Stage = "finetune",  # "finetune" is the finished model, of its best epoch
+    source: Source = "student",  # at the end of the stage
     device: str = "cpu",
 ) -> VAT:
     "Load the model of a run at the end of a stage. Raises ValueError where the run has none."

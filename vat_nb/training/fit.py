@@ -8,7 +8,7 @@ __all__ = ['sync_stop', 'log_skipped_step', 'start_trackers', 'log_epoch', 'fit'
 # %% ../../nbs/3_training/04d_fit.ipynb #0b27c489
 import csv, json, time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 import torch, torch.distributed as dist
@@ -28,8 +28,8 @@ from vat_nb.training.checkpoint import (
 )
 from .live_curves import LiveCurves
 from .model_selection import Validation, best_epoch, evaluate
-from .saved_run import load_run
-from ..types import Batch, EpochLog
+from .saved_run import RunMetadata, load_run, sum_tensors
+from ..types import Batch, EpochLog, Stage
 
 # %% ../../nbs/3_training/04d_fit.ipynb #8192f31e
 def sync_stop(
@@ -72,7 +72,7 @@ def start_trackers(
 
 def log_epoch(
     accelerator: Accelerator,
-    stage: str,  # "pretrain" or "finetune"
+    stage: Stage,
     log: EpochLog,
 ) -> None:
     "Log an epoch in the trackers."
@@ -105,7 +105,7 @@ def fit(
             run.end_epoch(replace(log, seconds=run.state.seconds + time.perf_counter() - started))
             if epoch_callback and run.main and not run.config.shard_encoders: epoch_callback(run.objective, run.history)
             run.save()
-            log_epoch(accelerator, type(objective).__name__.lower(), run.history[-1])
+            log_epoch(accelerator, objective.stage, run.history[-1])
             if curves: curves.update(run.history, epochs)
             if sync_stop(signals, False): signals.stop()
     run.close()
@@ -116,8 +116,17 @@ def fit(
 class StageRun:
     "A stage of training: history, state within the epoch and best weights, restored from its checkpoint."
 
-    def __init__(  # as `fit` takes them
-        self, objective, loader, accelerator, epochs, config, checkpoint, settings, save_minutes, seed
+    def __init__(
+        self,
+        objective: Pretrain | Finetune,  # this and all others as `fit` takes them
+        loader: DataLoader,
+        accelerator: Accelerator,
+        epochs: int,
+        config: OptimConfig,
+        checkpoint: str | Path | None,
+        settings: dict[str, Any] | None,
+        save_minutes: float,
+        seed: int,
     ):
         if process_count() == 1: config = config._replace(shard_encoders=False)
         self.original, self.accelerator = objective, accelerator
@@ -126,7 +135,10 @@ class StageRun:
         self.settings, self.main = json.loads(json.dumps(settings or {})), accelerator.is_main_process
         self.history, self.state, self.best = [], EpochState(), {}
         saved = self.checkpoints.load() if self.checkpoints else None
-        if saved: self.history, self.state = load_run(saved, objective, self.settings, self.checkpoints.path, epochs)
+        if saved:
+            path = self.checkpoints.path
+            metadata = RunMetadata.from_json(saved[1], path)
+            self.history, self.state = load_run(saved[0], metadata, objective, self.settings, path, epochs)
         sharded, device = config.shard_encoders, accelerator.device
         self.objective = shard_blocks(objective, device) if sharded else objective.to(device)
         optimizer = make_optimizer(self.objective, config.weight_decay, config.layer_decay)
@@ -137,9 +149,10 @@ class StageRun:
         if len(self.history) < epochs:  # sharded blocks average their gradients themselves
             wrapped = accelerator.prepare_model(wrapped, device_placement=False, evaluation_mode=sharded)
         self.run_step = StepRunner(self.objective, wrapped, accelerator, config, seed)
-        name, total = type(objective).__name__.lower(), epochs * len(self.loader)
+        total = epochs * len(self.loader)
         self.bar = tqdm(
-            desc=name, total=total, initial=self.batches_done, unit="batch", mininterval=5, disable=not self.main
+            desc=objective.stage, total=total, initial=self.batches_done, unit="batch", mininterval=5,
+            disable=not self.main,
         )
 
     @property
@@ -182,14 +195,10 @@ class StageRun:
         "Write all that the run needs to resume, if it keeps any state."
         if not self.checkpoints or not (self.main or self.config.shard_encoders): return
         tensors = {f"objective.{k}": v for k, v in full_state_dict(self.objective).items()}
-        tensors |= {f"sums.{kind}/{k}": v for kind, sums in self.state.sums.items() for k, v in sums.items()}
-        tensors |= optimizer_tensors(self.optimizer, self.objective)
+        tensors |= sum_tensors(self.state.sums) | optimizer_tensors(self.optimizer, self.objective)
         if process_rank(): return
-        metadata = dict(
-            history=[asdict(log) for log in self.history], state=asdict(replace(self.state, sums={})),
-            about=self.settings, processes=process_count(),
-        )
-        self.checkpoints.save(tensors | random_state(), metadata)
+        metadata = RunMetadata(self.settings, self.history, self.state, process_count())
+        self.checkpoints.save(tensors | random_state(), metadata.to_json())
 
     def close(self) -> None:
         "Leave the best weights in the student."

@@ -9,7 +9,8 @@ __all__ = ['progress_line', 'LiveCurves']
 import datetime, math, statistics, time
 import ipywidgets, matplotlib.pyplot as plt
 from IPython.display import display
-from ..plotting import figure_png, plot_progress
+from ..plotting import figure_png
+from ..curves import plot_progress
 from ..types import EpochLog
 
 # %% ../../nbs/3_training/03_live_curves.ipynb #55985121

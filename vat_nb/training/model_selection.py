@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..finetuning import Finetune
 from ..model import VAT
 from ..pretraining import Pretrain
-from ..types import EpochLog
+from ..types import EpochLog, Source
 
 # %% ../../nbs/3_training/04b_model_selection.ipynb #4aeac1b0
 class Validation(NamedTuple):
@@ -25,7 +25,7 @@ class Validation(NamedTuple):
 class Best(NamedTuple):
     "The epoch and the model whose weights are the best."
     epoch: int  # counted from 1
-    source: str  # student or teacher
+    source: Source
 
 
 def evaluate(
