@@ -3,7 +3,7 @@
 # make features  compute the features of pretrained encoders alone, as over night or on another machine (make features DATASET=mer23)
 # make layers   which layer of an audio encoder says most about one's own clips (make layers DATASET=features P="-p data_dir FOLDER -p encoders small")
 # make crossval | ablation | semisupervised | sweep | causes   folds and ensembles; what each part is worth; how many labels it takes; which values are best; why it learns (all resumable)
-# make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a release with injected faults
+# make alignment | audit   a run's matrix, map and doubtful clips, as figures; how well doubtful clips are found in a data set with injected faults
 # make benchmark STARTS=5   what reading and a step cost here, over five starts (P="-p parts step,bounds,loader -p threads 2")
 # make soak    half an hour of training and predicting, to see that memory and file descriptors stay flat
 # make lab     JupyterLab on this machine, with a token

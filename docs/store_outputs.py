@@ -19,7 +19,7 @@ from vat_nb.plotting import shrink_png
 
 TOP = Path(__file__).resolve().parents[1]
 LARGEST = 200_000  # bytes of an output as JSON; a larger one is left out
-# where a run's clone lay, or a release elsewhere on its machine: nobody else has it there
+# where a run's clone lay, or a data set elsewhere on its machine: nobody else has it there
 CLONE = re.compile(r"/[\w./-]+/(?=(?:runs|data)/)|(?<=[' ])/[\w./-]+/(?=[\w.-]+')")
 PROGRESS = re.compile(r"about [\d.]+ \w+ to go\n?")
 TEMPORARY = re.compile(r"/[\w/+-]*/tmp\w{8}(?=/)")  # a folder that has another name each time

@@ -432,7 +432,7 @@ def _extraction_bounds(bounds: list[dict[str, Any]]) -> str:
 
 
 def _plan_table(plan: list[dict[str, Any]]) -> str:
-    "Tabulate time and room for a large release, by the number of cores."
+    "Tabulate time and room for a large data set, by the number of cores."
     keys = [k for k in plan[0] if k.endswith("_epoch_minutes")]
     rows = [
         [str(r["cores"]), f"{r['feature_hours']:.2g}", f"{r['cache_GB']:.1f}", *(f"{r[k]:.0f}" for k in keys)]
@@ -543,7 +543,7 @@ def pairs_table(runs: list[dict[str, Any]]) -> str:
 
 
 def reading_table(runs: list[dict[str, Any]]) -> str:
-    "Tabulate the time to read clips against a plain decode, and a plan for a large release."
+    "Tabulate the time to read clips against a plain decode, and a plan for a large data set."
     run = runs[0]["reading"]
     costs = {(r["files"], r["way"]): r["over_plain_decode"] for r in run["reading"]}
     ways = {"read_clip": "whole frames", "with the cascade": "faces by the cascade", "with YuNet": "faces by YuNet"}

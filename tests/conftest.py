@@ -1,4 +1,4 @@
-"Shared by the tests: where the project lies, where real clips lie, a small release, a run on it, and warm kernels."
+"Shared by the tests: where the project lies, where real clips lie, a small data set, a run on it, and warm kernels."
 
 import functools
 import json
@@ -84,14 +84,14 @@ def keep_stream(path, copy, kind):
 
 
 @pytest.fixture(scope="session")
-def small_release(tmp_path_factory):
+def small_dataset(tmp_path_factory):
     "Forty clips of the demo in MER2023's layout: all four splits."
     from vat_nb.data.demo_clips import plan_demo
     from vat_nb.data.demo_data import write_demo
 
     plans = plan_demo(sizes=dict(train=24, test1=6, test2=4, test3=6), people=dict(train=4, test1=2, test2=1, test3=2))
     return (
-        once(tmp_path_factory, "release", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans))
+        once(tmp_path_factory, "dataset", lambda folder: write_demo(folder / RELEASE, processes=0, plans=plans))
         / RELEASE
     )
 
@@ -145,8 +145,8 @@ def warm_python(*arguments):
 
 
 @pytest.fixture(scope="session")
-def demo_run(small_release, tmp_path_factory):
-    "The folder of a short run on the small release, as the training notebook leaves it."
+def demo_run(small_dataset, tmp_path_factory):
+    "The folder of a short run on the small data set, as the training notebook leaves it."
 
     def train(folder):
         folder.mkdir()
@@ -154,7 +154,7 @@ def demo_run(small_release, tmp_path_factory):
             dataset="demo",
             layout="mer23",
             synthetic=False,
-            data_dir=small_release,
+            data_dir=small_dataset,
             store_dir=folder / "store",
             output_dir=folder / "runs/demo",
             num_frames=10,

@@ -11,10 +11,10 @@ from vat_nb.model import HEADS
 
 
 @pytest.fixture(scope="module")
-def videos(small_release, tmp_path_factory):
+def videos(small_dataset, tmp_path_factory):
     "A folder with two videos, one that is none, and one of 12 MB that is none."
     folder = tmp_path_factory.mktemp("my own videos")
-    for name, source in zip(("a clip.mp4", "b.mp4"), sorted(small_release.rglob("*.mp4"))):
+    for name, source in zip(("a clip.mp4", "b.mp4"), sorted(small_dataset.rglob("*.mp4"))):
         shutil.copy(source, folder / name)
     (folder / "letter.mp4").write_text("Dear reader")
     (folder / "large.mp4").write_bytes(b"no video " * 1_400_000)
@@ -49,11 +49,11 @@ def test_predict_in_the_browser(lab, demo_run, videos, tmp_path):
         assert notebook.errors() == []
 
 
-def test_curves_while_training(lab, demo_run, small_release, tmp_path):
+def test_curves_while_training(lab, demo_run, small_dataset, tmp_path):
     settings = dict(
         dataset="demo",
         synthetic=False,
-        data_dir=str(small_release),
+        data_dir=str(small_dataset),
         store_dir=str(demo_run.parents[1] / "store"),
         output_dir=str(tmp_path / "run"),
         num_frames=10,

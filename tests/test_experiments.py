@@ -17,9 +17,9 @@ from vat_nb.model import HEADS
 
 
 @pytest.fixture(scope="module")
-def where(small_release, tmp_path_factory):
-    "A small release and a store that all notebooks here share."
-    return "dataset=mer23", f"data_dir={small_release}", f"store_dir={tmp_path_factory.mktemp('experiments') / 'store'}"
+def where(small_dataset, tmp_path_factory):
+    "A small data set and a store that all notebooks here share."
+    return "dataset=mer23", f"data_dir={small_dataset}", f"store_dir={tmp_path_factory.mktemp('experiments') / 'store'}"
 
 
 def test_folds_resume_where_they_stopped(where, tmp_path):
@@ -95,7 +95,7 @@ def test_label_sweep_trains_each_run_once(where, tmp_path):
 
 def test_causes_need_a_synthetic_release(tmp_path):
     _, message, _ = papermill(tmp_path, "dataset=manifest", "encoders=none", name="causes", check=False)
-    assert "manifest is no synthetic release" in message
+    assert "manifest is no synthetic data set" in message
 
 
 def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
@@ -136,7 +136,7 @@ def test_sweep_goes_on_with_a_grid_that_grew(where, tmp_path):
     assert grown[grown["lr"] == 1e-3]["score"].item() == table["score"].item()
 
 
-def test_pretrained_encoders_through_the_notebook(where, names, small_release, tmp_path):  # noqa: F811
+def test_pretrained_encoders_through_the_notebook(where, names, small_dataset, tmp_path):  # noqa: F811
     "Frozen encoders from videos to scores, predictions of files, folds, panels and a snapshot; nothing computed twice."
     from vat_nb.data.io import ParameterError
     from vat_nb.training.settings_file import read_recipe
@@ -172,7 +172,7 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     assert len(conditions) == 12 * len(HEADS) and (out / "figures/attention.png").exists()
     cached = {p: p.stat().st_mtime_ns for p in (tmp_path.parent).rglob("features/*/clips/*.safetensors")}
     model = Recognizer.from_pretrained(str(out / "checkpoint"))
-    video = next(small_release.rglob("*.mp4"))
+    video = next(small_dataset.rglob("*.mp4"))
     row = model.predict([video]).iloc[0]
     assert row["status"] != "failed" and abs(row.filter(like="p(").sum() - 1) < 1e-5
     run = open_run(out)
@@ -200,14 +200,14 @@ def test_pretrained_encoders_through_the_notebook(where, names, small_release, t
     rivals = {f"{m}, {h}" for m in ("logistic regression", "linear SVM", "SVM") for h in ("audio", "video", "fused")}
     assert rivals <= set(summary["out_of_fold"])
     assert "VAT, heads averaged, fused" in summary["predictions"][0]["predicted"]
-    nameless = shutil.copytree(small_release, tmp_path / "nameless", ignore=shutil.ignore_patterns("speakers.csv"))
+    nameless = shutil.copytree(small_dataset, tmp_path / "nameless", ignore=shutil.ignore_patterns("speakers.csv"))
     there = (where[0], f"data_dir={nameless}", f"store_dir={tmp_path / 'nameless_store'}")
     code, printed, _ = papermill(tmp_path / "layers", *there, *FAST, *encoders, name="layers")
     assert code != 0 and "clips of three or more speakers" in printed
     assert all(p.stat().st_mtime_ns == t for p, t in cached.items()), "features were computed twice"
 
 
-def test_one_line_predicts(small_release, tmp_path):
+def test_one_line_predicts(small_dataset, tmp_path):
     import torch
     from vat_nb.runs.recognizer import Recognizer
     from vat_nb.sizes import ModelConfig, build_vat
@@ -220,7 +220,7 @@ def test_one_line_predicts(small_release, tmp_path):
         tmp_path / "runs/mine/checkpoint"
     )
     (tmp_path / "settings.ini").write_text((PROJECT / "settings.ini").read_text())
-    video = next(small_release.rglob("*.mp4"))
+    video = next(small_dataset.rglob("*.mp4"))
     script = tmp_path / "script.py"  # no __main__ guard: a user's script has none
     script.write_text("import sys, vat_nb\nvat_nb.predict(sys.argv[1:]).to_csv('said.csv', index=False)\n")
     subprocess.run(

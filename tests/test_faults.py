@@ -17,12 +17,12 @@ from vat_nb.data.preprocessing import preprocess
 from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
-    release = mer23(sys.argv[1])
-    preprocess(build_clips(release), release.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
+    data set = mer23(sys.argv[1])
+    preprocess(build_clips(data set), data set.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
 """
 
 
-def test_killed_preprocessing_goes_on(small_release, tmp_path):
+def test_killed_preprocessing_goes_on(small_dataset, tmp_path):
     from vat_nb.data.ledger import read_ledger
     from vat_nb.data.store import open_store
 
@@ -30,7 +30,7 @@ def test_killed_preprocessing_goes_on(small_release, tmp_path):
     script.write_text(PREPROCESS)
     store = tmp_path / "store"
     run = subprocess.Popen(
-        [sys.executable, script, small_release, store, "1"], start_new_session=True, stderr=subprocess.DEVNULL
+        [sys.executable, script, small_dataset, store, "1"], start_new_session=True, stderr=subprocess.DEVNULL
     )
     while run.poll() is None and len(read_ledger(store)) < 5:
         time.sleep(0.02)
@@ -39,7 +39,7 @@ def test_killed_preprocessing_goes_on(small_release, tmp_path):
     done = {p: p.stat().st_mtime_ns for p in (store / "clips").iterdir() if not p.name.startswith(".")}
     ids = set(read_ledger(store)["id"])
     assert 5 <= len(ids) < 40
-    subprocess.run(warm_python(script, small_release, store, "2"), check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(warm_python(script, small_dataset, store, "2"), check=True, stderr=subprocess.DEVNULL)
     ledger = read_ledger(store)
     assert len(ledger) == 40 and set(ledger["status"]) == {"ok"} and len(open_store(store).usable()) == 40
     assert all(p.stat().st_mtime_ns == t for p, t in done.items() if p.stem in ids), "a finished clip was done again"
@@ -103,17 +103,17 @@ FAST = (
 )
 
 
-def test_the_whole_road(small_release, tmp_path):
-    "A release with a corrupt video: trained, scored, a row for every clip; a second run goes on from the end."
+def test_the_whole_road(small_dataset, tmp_path):
+    "A data set with a corrupt video: trained, scored, a row for every clip; a second run goes on from the end."
     import shutil
 
     import pandas as pd
 
-    release = shutil.copytree(small_release, tmp_path / "my videos")
-    spoilt, blank = sorted((release / "test1").iterdir())[0], sorted((release / "train").iterdir())[0]
+    index = shutil.copytree(small_dataset, tmp_path / "my videos")
+    spoilt, blank = sorted((index / "test1").iterdir())[0], sorted((index / "train").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[:400])
     blank.write_bytes(b"")
-    assignments = ("dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}", *FAST)
+    assignments = ("dataset=mer23", f"data_dir={index}", f"store_dir={tmp_path / 'store'}", *FAST)
     _, _, out = papermill(tmp_path, *assignments, check=True)
     result = json.loads((out / "metrics.json").read_text())
     assert result["dataset"] == "mer23" and set(result["splits"]) == {"test1", "test2", "test3"}
@@ -124,7 +124,7 @@ def test_the_whole_road(small_release, tmp_path):
     }
     for split in ("test1", "test2", "test3"):
         rows = pd.read_csv(out / f"submission_{split}.csv", dtype=str, keep_default_na=False)
-        assert sorted(rows["name"]) == sorted(p.stem for p in (release / split).iterdir()), (
+        assert sorted(rows["name"]) == sorted(p.stem for p in (index / split).iterdir()), (
             "one row for every clip asked for"
         )
         assert list(rows) == ["name", "discrete", "valence"] and rows["discrete"].ne("").all()
@@ -150,12 +150,12 @@ def test_the_whole_road(small_release, tmp_path):
     assert checkpoint.exists()
 
 
-def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
+def test_preprocess_notebook_writes_store_and_tree(small_dataset, tmp_path):
     store = tmp_path / "made" / "store"
     papermill(
         tmp_path,
         "dataset=mer23",
-        f"data_dir={small_release}",
+        f"data_dir={small_dataset}",
         f"store_dir={store}",
         "image_size=32",
         "fps=5.0",
@@ -173,13 +173,13 @@ def test_preprocess_notebook_writes_store_and_tree(small_release, tmp_path):
         ]
 
 
-def test_unknown_class_names_the_row(small_release, tmp_path):
+def test_unknown_class_names_the_row(small_dataset, tmp_path):
     import shutil
 
-    release = shutil.copytree(small_release, tmp_path / "r")
-    labels = release / "train-label.csv"
+    index = shutil.copytree(small_dataset, tmp_path / "r")
+    labels = index / "train-label.csv"
     labels.write_text(labels.read_text().replace("happy", "jolly", 1))
-    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={release}", f"store_dir={tmp_path / 'store'}")
+    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={index}", f"store_dir={tmp_path / 'store'}")
     assert code != 0 and "unknown class" in printed and "'jolly'" in printed and "train-label.csv:" in printed
 
 
@@ -266,13 +266,13 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def small_store(small_release, tmp_path_factory):
+def small_store(small_dataset, tmp_path_factory):
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
-    folder, release = tmp_path_factory.mktemp("store"), mer23(small_release)
-    preprocess(build_clips(release), release.task, folder, fps=10.0, size=64, processes=1)
+    folder, index = tmp_path_factory.mktemp("store"), mer23(small_dataset)
+    preprocess(build_clips(index), index.task, folder, fps=10.0, size=64, processes=1)
     return folder
 
 
@@ -391,7 +391,7 @@ def test_a_stuck_and_a_crashed_decoder_cost_one_clip_each(tmp_path):
     assert len(times) == 8 and all((tmp_path / "store" / "clips" / n).stat().st_mtime_ns == t for n, t in times.items())
 
 
-def test_two_runs_on_one_store(small_release, tmp_path):
+def test_two_runs_on_one_store(small_dataset, tmp_path):
     "Started together, they take turns: each clip is read once, and no row is lost."
     from vat_nb.data.ledger import read_ledger
     from vat_nb.data.store import open_store
@@ -400,7 +400,7 @@ def test_two_runs_on_one_store(small_release, tmp_path):
     store = tmp_path / "store"
     runs = [
         subprocess.Popen(
-            warm_python(tmp_path / "run.py", small_release, store, "1"),
+            warm_python(tmp_path / "run.py", small_dataset, store, "1"),
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -414,7 +414,7 @@ def test_two_runs_on_one_store(small_release, tmp_path):
     assert sum("40 clips: 40 ok" in p for p in printed) == 1, "both did the work"
 
 
-def test_full_disk(small_release, tmp_path, monkeypatch):
+def test_full_disk(small_dataset, tmp_path, monkeypatch):
     "A small disk, or a failing write where none can be mounted: a message, nothing half-written, a rerun ends well."
     import errno
 
@@ -423,7 +423,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
-    disk, release = tmp_path / "disk", mer23(small_release)
+    disk, index = tmp_path / "disk", mer23(small_dataset)
     disk.mkdir()
     mounted = (
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True).returncode == 0
@@ -439,7 +439,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         if not mounted:
             monkeypatch.setattr(clip_files, "write_atomically", fill)
         with pytest.raises(OSError, match="is full; what is done is kept") as e:
-            preprocess.preprocess(build_clips(release), release.task, store, fps=10.0, size=64, processes=1)
+            preprocess.preprocess(build_clips(index), index.task, store, fps=10.0, size=64, processes=1)
         assert e.value.errno == errno.ENOSPC
         left = {p.name for p in (store / "clips").iterdir()}
         assert 3 < len(left) < 40 and not [n for n in left if n.startswith(".")]
@@ -447,7 +447,7 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
         if mounted:
             subprocess.run(["mount", "-o", "remount,size=64m", disk], check=True)
         monkeypatch.undo()
-        ledger = preprocess.preprocess(build_clips(release), release.task, store, fps=10.0, size=64, processes=1)
+        ledger = preprocess.preprocess(build_clips(index), index.task, store, fps=10.0, size=64, processes=1)
         assert len(ledger) == 40 and set(ledger["status"]) == {"ok"}
     finally:
         if mounted:
@@ -455,8 +455,8 @@ def test_full_disk(small_release, tmp_path, monkeypatch):
 
 
 def test_paths_that_leave_a_manifest_are_refused(tmp_path):
-    from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.validation import validate_release
+    from vat_nb.data.tables import DatasetError
+    from vat_nb.data.validation import validate_dataset
     from vat_nb.data.manifest import manifest
 
     (tmp_path / "r").mkdir()
@@ -467,10 +467,10 @@ def test_paths_that_leave_a_manifest_are_refused(tmp_path):
     (tmp_path / "r" / "manifest.csv").write_text(
         f"path,split\ngood.mp4,train\n../secret.mp4,train\nlink.mp4,train\n{tmp_path / 'secret.mp4'},train\n"
     )
-    with pytest.raises(ReleaseError) as e:
-        validate_release(manifest(tmp_path / "r"))
+    with pytest.raises(DatasetError) as e:
+        validate_dataset(manifest(tmp_path / "r"))
     wrong = e.value.report[e.value.report["problem"] == "leaves the folder"]
-    assert wrong["where"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
+    assert wrong["source_line"].tolist() == ["manifest.csv:3", "manifest.csv:4", "manifest.csv:5"]
 
 
 SAVE = """
@@ -503,20 +503,20 @@ from vat_nb.data.preprocessing import preprocess
 from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
-    release = mer23(sys.argv[1])
+    data set = mer23(sys.argv[1])
     with Client(scheduler_file=sys.argv[3]) as client:
-        preprocess(build_clips(release), release.task, sys.argv[2], fps=10.0, size=64, client=client)
+        preprocess(build_clips(data set), data set.task, sys.argv[2], fps=10.0, size=64, client=client)
 """
 
 
-def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, tmp_path):
+def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_dataset, tmp_path):
     from vat_nb.data.ledger import read_ledger
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
     from vat_nb.data.datasets import mer23
 
-    release, file = mer23(small_release), tmp_path / "scheduler.json"
-    alone = preprocess(build_clips(release), release.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
+    index, file = mer23(small_dataset), tmp_path / "scheduler.json"
+    alone = preprocess(build_clips(index), index.task, tmp_path / "alone", fps=10.0, size=64, processes=1)
     start = lambda *a: subprocess.Popen(
         [sys.executable, "-m", "distributed.cli." + a[0], "--scheduler-file", file, *a[1:]],
         stderr=subprocess.DEVNULL,
@@ -540,7 +540,7 @@ def test_a_dask_cluster_that_loses_a_worker_makes_the_same_store(small_release, 
         ]
         (tmp_path / "run.py").write_text(DASK)
         run = subprocess.Popen(
-            warm_python(tmp_path / "run.py", small_release, tmp_path / "store", file), stderr=subprocess.DEVNULL
+            warm_python(tmp_path / "run.py", small_dataset, tmp_path / "store", file), stderr=subprocess.DEVNULL
         )
         while run.poll() is None and len(read_ledger(tmp_path / "store")) < 4:
             time.sleep(0.01)

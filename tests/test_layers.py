@@ -9,12 +9,12 @@ from test_faults import FAST, papermill
 from test_pretrained import names  # noqa: F401
 
 
-def test_layers_are_chosen_by_the_people_of_each_fold(names, small_release, tmp_path):  # noqa: F811
+def test_layers_are_chosen_by_the_people_of_each_fold(names, small_dataset, tmp_path):  # noqa: F811
     top = tmp_path / "mine"
     top.mkdir()
-    truth = pd.read_json(small_release / "truth.json", dtype=dict(name=str)).query("split == 'train'")
+    truth = pd.read_json(small_dataset / "truth.json", dtype=dict(name=str)).query("split == 'train'")
     for file in truth["file"]:
-        shutil.copy(small_release / file, top)
+        shutil.copy(small_dataset / file, top)
     audio_only = top / sorted(p.name for p in top.glob("*.mp4"))[0]
     keep_stream(audio_only, tmp_path / "heard.mp4", "audio")
     (tmp_path / "heard.mp4").replace(audio_only)

@@ -74,8 +74,8 @@ def store(tmp_path_factory):
     from vat_nb.data.demo_data import write_demo
 
     top = tmp_path_factory.mktemp("store")
-    release = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
-    preprocess(build_clips(release), release.task, top / "store", fps=12.5, size=32, processes=1)
+    index = mer23(write_demo(top / "demo", processes=0, plans=[p for p in plan_demo() if p.split == "train"][:6]))
+    preprocess(build_clips(index), index.task, top / "store", fps=12.5, size=32, processes=1)
     return open_store(top / "store")
 
 
@@ -551,7 +551,7 @@ def test_the_emotion_network_equals_onnxruntime_by_hand(weights):
 
 
 def test_pretraining_needs_no_label(names, store, tmp_path):
-    "A release without one label: a block of neighbours is held out, and nothing is fine-tuned."
+    "A data set without one label: a block of neighbours is held out, and nothing is fine-tuned."
     from vat_nb.data.io import ParameterError
     from vat_nb.runs.pipeline import pretrain
     from vat_nb.runs.splits import split_clips

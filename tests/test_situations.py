@@ -49,11 +49,11 @@ def write(folder, table, **how):
 
 
 def released(folder):
-    from vat_nb.data.validation import validate_release
+    from vat_nb.data.validation import validate_dataset
     from vat_nb.data.manifest import manifest
 
-    release = manifest(folder)
-    return release, validate_release(release)
+    index = manifest(folder)
+    return index, validate_dataset(index)
 
 
 def train(folder, out):
@@ -151,8 +151,8 @@ def test_corrected_labels_are_never_mixed_with_old_weights(clips, tmp_path):
     ],
 )
 def test_numbers(clips, name, change, how, targets):
-    release, report = released(write(clips, listed(clips, **change), **how))
-    assert release.task.targets == targets
+    index, report = released(write(clips, listed(clips, **change), **how))
+    assert index.task.targets == targets
     columns = report[report["problem"] == "column"].set_index("id")["detail"]
     column = next(iter(change))
     assert columns[column].startswith("taken as a target" if targets else "not taken:")
@@ -164,38 +164,38 @@ def test_numbers(clips, name, change, how, targets):
     [("utf-8", "colère"), ("utf-8-sig", "愤怒"), ("utf-16", "colère"), ("cp1252", "colère"), ("gb18030", "愤怒")],
 )
 def test_encodings(clips, encoding, word):
-    release, report = released(
+    index, report = released(
         write(clips, listed(clips).replace(dict(emotion=dict(angry=word))), encoding=encoding, sep="\t")
     )
-    assert word in release.task.classes and len(release.task.classes) == 3
+    assert word in index.task.classes and len(index.task.classes) == 3
     assert (report["problem"] == "encoding").any() == (encoding in ("cp1252", "gb18030"))
 
 
 def test_spellings_names_and_splits(clips):
     table = listed(clips)
     mixed = table["emotion"].where(table.index % 2 == 0, table["emotion"].str.upper())
-    release, report = released(write(clips, table.assign(emotion=mixed)))
-    assert len(release.task.classes) == 6 and (report["problem"] == "spellings of one class").sum() == 3
+    index, report = released(write(clips, table.assign(emotion=mixed)))
+    assert len(index.task.classes) == 6 and (report["problem"] == "spellings of one class").sum() == 3
     from vat_nb.data.manifest import manifest
 
     assert len(manifest(clips, join_spellings=True).task.classes) == 3
     renamed = table.rename(columns=dict(path="File", split="SET", emotion="Label")).replace(
         dict(SET=dict(train="Train", test="Testing"))
     )
-    release, report = released(write(clips, renamed))
+    index, report = released(write(clips, renamed))
     assert (
-        release.task.classes == CLASSES
-        and set(release.labels["split"]) == {"train", "test"}
-        and len(release.videos) == 18
+        index.task.classes == CLASSES
+        and set(index.labels["split"]) == {"train", "test"}
+        and len(index.videos) == 18
     )
-    release, report = released(write(clips, table.assign(path=table["path"].str.replace("/", "\\"))))
-    assert len(release.videos) == 18
+    index, report = released(write(clips, table.assign(path=table["path"].str.replace("/", "\\"))))
+    assert len(index.videos) == 18
     only = table["emotion"].where(table["split"] == "train", "happy")
     assert "class in one split only" in set(released(write(clips, table.assign(emotion=only)))[1]["problem"])
     (clips / "manifest.csv").write_text("path,split,emotion\nc/a,b.mp4,train,happy\n")
-    from vat_nb.data.tables import ReleaseError
+    from vat_nb.data.tables import DatasetError
 
-    with pytest.raises(ReleaseError, match="more fields than the header"):
+    with pytest.raises(DatasetError, match="more fields than the header"):
         released(clips)
     write(clips, table)
 
@@ -213,9 +213,9 @@ def test_parts_of_one_file(clips, tmp_path):
         (part, "test", "sad", 0.8, 0.3),
         (part, "test", "happy", 0.7, 0.9),
     ]
-    release, report = released(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
-    assert "part outside the file" in set(report["problem"]) and len({c.id for c in build_clips(release)}) == 5
-    preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+    index, report = released(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
+    assert "part outside the file" in set(report["problem"]) and len({c.id for c in build_clips(index)}) == 5
+    preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
     store = open_store(tmp_path)
     assert (
         store.ledger["reason"].to_dict()["happy_train0_5"]
@@ -242,8 +242,8 @@ def test_twenty_thousand_rows(tmp_path):
             valence=np.linspace(0, 1, n),
         )
     )
-    release, report = released(write(tmp_path, table))
-    assert len(build_clips(release)) == n and (report["problem"] == "label without a video").sum() == n - 500
+    index, report = released(write(tmp_path, table))
+    assert len(build_clips(index)) == n and (report["problem"] == "label without a video").sum() == n - 500
 
 
 @pytest.mark.parametrize("place", ["beside", "folder", "column"])
@@ -263,8 +263,8 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     table = pd.DataFrame(
         dict(path=["video/a.mp4"], split="train", emotion="happy") | (dict(audio=[where]) if place == "column" else {})
     )
-    release, _ = released(write(tmp_path, table))
-    preprocess(build_clips(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
+    index, _ = released(write(tmp_path, table))
+    preprocess(build_clips(index), index.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     media = store.media(store.clips[0])
     spectrum = np.abs(np.fft.rfft(media.audio[2000:14000]))
@@ -284,8 +284,8 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     t = np.arange(16000) / 16000
     soundfile.write(tmp_path / "a.wav", 0.4 * np.sin(2 * np.pi * np.where(t < 0.5, 700, 1500) * t), 16000)
     rows = [("a.mp4", "train", "happy", 0, 0.5), ("a.mp4", "train", "sad", 0.5, 1)]
-    release, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
-    preprocess(build_clips(release), release.task, tmp_path / "store", fps=10.0, size=48, processes=1)
+    index, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
+    preprocess(build_clips(index), index.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     peak_hz = {}
     for clip in store.clips:
@@ -398,8 +398,8 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
 
     table = listed(clips)
     for labels in (table, table.assign(emotion=table["emotion"].replace(dict(happy="sad")))):
-        release, _ = released(write(clips, labels))
-        preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+        index, _ = released(write(clips, labels))
+        preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
         assert json.loads((tmp_path / "settings.json").read_text())["labels"] == labels_digest(
             open_store(tmp_path).clips
         )
@@ -413,8 +413,8 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
 
-    release, _ = released(write(clips, listed(clips)))
-    again = lambda: preprocess(build_clips(release), release.task, tmp_path, fps=4.0, size=48, processes=1)
+    index, _ = released(write(clips, listed(clips)))
+    again = lambda: preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
     again()
     (tmp_path / "settings.json").unlink()
     again()
@@ -439,18 +439,18 @@ def test_sound_of_another_place_is_not_mixed_in(clips, tmp_path):
 
 
 def test_an_archive_from_a_chinese_windows(clips, tmp_path):
-    "File names in GBK bytes, in a release's own layout: read, under a printable name, and no clip ends the run."
+    "File names in GBK bytes, in a data set's own layout: read, under a printable name, and no clip ends the run."
     from vat_nb.data.store import open_store
     from vat_nb.data.preprocessing import preprocess
-    from vat_nb.data.validation import validate_release, build_clips
+    from vat_nb.data.validation import validate_dataset, build_clips
     from vat_nb.data.datasets import mer23
 
     (tmp_path / "train").mkdir()
     shutil.copy(clips / "c/happy_train0.mp4", tmp_path / "train" / os.fsdecode("高兴".encode("gbk") + b".mp4"))
     shutil.copy(clips / "c/sad_train0.mp4", tmp_path / "train/sad.mp4")
     (tmp_path / "train-label.csv").write_text("name,discrete\nsad,sad\n")
-    release = mer23(tmp_path)
-    validate_release(release)
-    ledger = preprocess(build_clips(release), release.task, tmp_path / "store", fps=4.0, size=48, processes=1)
+    index = mer23(tmp_path)
+    validate_dataset(index)
+    ledger = preprocess(build_clips(index), index.task, tmp_path / "store", fps=4.0, size=48, processes=1)
     assert ledger["id"].tolist() == ["%B8%DF%D0%CB", "sad"] and set(ledger["status"]) == {"ok"}
     assert len(open_store(tmp_path / "store").usable()) == 2

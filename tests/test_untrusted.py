@@ -42,26 +42,26 @@ def names(folder):
 @pytest.mark.parametrize("name", ["../../out/x", "/tmp/x", "..", "a/../../x", "a\\b", ".hidden"])
 def test_names_of_a_label_file_that_lead_out(tmp_path, name):
     "Read, they would be a way to any file; preprocessed, they would be written (or deleted) outside of the store."
-    from vat_nb.data.tables import ReleaseError
-    from vat_nb.data.validation import validate_release, build_clips
+    from vat_nb.data.tables import DatasetError
+    from vat_nb.data.validation import validate_dataset, build_clips
     from vat_nb.data.datasets import mer23
 
     (tmp_path / "r/train").mkdir(parents=True)
     (tmp_path / "r/train/good.mp4").write_bytes(b"x")
     (tmp_path / "r/train-label.csv").write_text(f"name,discrete\ngood,happy\n{name},sad\n")
-    release = mer23(tmp_path / "r")
-    with pytest.raises(ReleaseError, match="leads out of .*plain name"):
-        build_clips(release)
-    with pytest.raises(ReleaseError) as e:
-        validate_release(release)
+    index = mer23(tmp_path / "r")
+    with pytest.raises(DatasetError, match="leads out of .*plain name"):
+        build_clips(index)
+    with pytest.raises(DatasetError) as e:
+        validate_dataset(index)
     assert (
         e.value.report["problem"].iloc[0] == "leaves the folder"
-        and e.value.report["where"].iloc[0] == "train-label.csv:3"
+        and e.value.report["source_line"].iloc[0] == "train-label.csv:3"
     )
 
 
 def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
-    from vat_nb.data.tables import ReleaseError
+    from vat_nb.data.tables import DatasetError
     from vat_nb.data.validation import build_clips
     from vat_nb.data.manifest import manifest
 
@@ -78,7 +78,7 @@ def test_paths_and_splits_of_a_manifest_that_lead_out(tmp_path):
         ("....mp4", "train"),
     ):
         (root / "manifest.csv").write_text(f"path,split\n{path},{split}\n")
-        with pytest.raises(ReleaseError, match="leads out of .*plain name"):
+        with pytest.raises(DatasetError, match="leads out of .*plain name"):
             build_clips(manifest(root))
 
 

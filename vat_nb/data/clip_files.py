@@ -51,12 +51,12 @@ def _parse_media(raw: bytes) -> DecodedClip:  # raises anything where raw is no 
 
 def decode_clip(
     raw: bytes,  # a clip's .safetensors
-    where: str | Path,  # it comes from, named in the message
+    source: str | Path,  # it comes from, named in the message
 ) -> DecodedClip:
     "Read one clip out of its bytes. Raises ValueError when they are no clip, or one that cannot be."
     try: return _parse_media(raw)
     except MemoryError: raise
     except Exception as e:  # a file from elsewhere may hold anything
         raise ValueError(
-            f"{where} is no stored clip ({describe_error(e)}): delete it and run nbs/preprocess.ipynb again"
+            f"{source} is no stored clip ({describe_error(e)}): delete it and run nbs/preprocess.ipynb again"
         ) from None

@@ -8,7 +8,7 @@ __all__ = ['P_UNINFORMATIVE', 'P_UNINFORMATIVE_UNPOSED', 'DEMOS', 'Plan', 'Layou
 
 # %% ../../nbs/2_data/09d_demo_clips.ipynb #578f204a
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 import numpy as np
 from .noise import mix_noise
 from .corruption import mer_noise, pyramid_blur
@@ -26,11 +26,11 @@ class Plan(NamedTuple):
     "What one clip of the demo is to be."
     name: str
     split: str
-    file: str  # below the release's root; .mp4 is H.264 with AAC, .avi is DIVX with MP3
+    file: str  # below the data set's root; .mp4 is H.264 with AAC, .avi is DIVX with MP3
     person: int  # seed of the identity in the video
-    voice: int  # and of the one in the audio: the same, unless `plan_demo` has own_voice=False
+    audio_person: int  # and of the one in the audio: the same, unless `plan_demo` has same_person=False
     emotion: str
-    hidden: str  # "face" (the video), "voice" (the audio) or "" for neither
+    uninformative: Literal["video", "audio", ""]  # stream that hides the emotion
     strength: float  # 0.7..1
     valence: float
     labelled: bool
@@ -48,7 +48,7 @@ class Layout(NamedTuple):
     unposed: tuple[str, ...] = ()  # splits in which emotion hides seldom
 
 
-DEMOS = dict(  # a release's layout -> its demo
+DEMOS = dict(  # a data set's layout -> its demo
     mer23=Layout(
         MER23.classes, dict(train=300, test1=900, test2=36, test3=840), 3,
         "{split}/sample{new}_{k:08d}", avi=("test3",), corrupted=("test2",), unposed=("test3",),
@@ -69,7 +69,7 @@ def plan_demo(
     sizes: dict[str, int] | None = None,  # clips per split; None: the layout's
     people: dict[str, int] | None = None,  # identities per split; None: the layout's
     layout: str = "mer23",  # a name of DEMOS
-    own_voice: bool = True,  # False: everybody has somebody else's voice, so that face and voice share no trait
+    same_person: bool = True,  # False: the audio is of somebody else, so that face and voice share no trait
 ) -> list[Plan]:
     "Plan every clip of the demo: each emotion and each kind of hiding in its share."
     rng, plans, first = np.random.default_rng(seed), [], 0
@@ -81,16 +81,18 @@ def plan_demo(
         share = (np.arange(n) // c + 0.5) / np.ceil(n / c)
         for i, k in enumerate(rng.permutation(n)):
             strength, emotion = float(rng.uniform(0.7, 1)), demo.classes[k % c]
-            hidden = ("face", "voice", "")[int(share[k] > hide) + int(share[k] > 2 * hide)]
+            uninformative = ("video", "audio", "")[int(share[k] > hide) + int(share[k] > 2 * hide)]
             valence = round(4 * VALENCE[emotion] * strength) / 4
             labelled = split != "test3" or i % 8 == 0
             suffix = ".avi" if split in demo.avi else ".mp4"
             new = "new" if split == "test3" and i % 3 else ""
             file = demo.file.format(split=split, k=len(plans) + 1, new=new) + suffix
             person = seed * 1000 + first + i % people[split]
-            voice = person if own_voice else person + 10_000_000  # who is in no split
-            looks = person, voice, emotion, hidden, strength, valence
-            plans.append(Plan(Path(file).stem, split, file, *looks, labelled, split in demo.corrupted))
+            audio_person = person if same_person else person + 10_000_000  # who is in no split
+            plans.append(Plan(
+                Path(file).stem, split, file, person, audio_person, emotion, uninformative, strength, valence, labelled,
+                noisy=split in demo.corrupted,
+            ))
         first += people[split]
     return plans
 
@@ -108,8 +110,8 @@ def render_plan(
 ) -> RenderedClip:
     "Render film and voice of one clip; the same plan gives the same clip."
     rng = np.random.default_rng([plan.person, int(plan.name.split("_")[-1])])
-    person, speaker = (make_identity(np.random.default_rng(seed)) for seed in (plan.person, plan.voice))
-    strengths = (0 if plan.hidden == modality else plan.strength for modality in ("face", "voice"))
+    person, speaker = (make_identity(np.random.default_rng(seed)) for seed in (plan.person, plan.audio_person))
+    strengths = (0 if plan.uninformative == stream else plan.strength for stream in ("video", "audio"))
     face, voice = (interpolate_expression(plan.emotion, strength) for strength in strengths)
     script = write_script(rng, voice.rate, rng.uniform(1.6, 1.9))
     return RenderedClip(render_frames(script, person, face, rng), synthesize(script, speaker, voice, rng), script, rng)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 import pandas as pd
 from vat_nb.data.tables import (
-    Finding, LabelTable, ReleaseError, is_missing, judge_numbers, match_columns, number_in, read_table, sort_classes,
+    Finding, LabelTable, DatasetError, is_missing, judge_numbers, match_columns, number_in, read_table, sort_classes,
     spellings,
 )
 from .media_files import AUDIO_SUFFIXES, MediaFiles, is_audio_of, list_videos
@@ -21,7 +21,7 @@ from .validation import DatasetIndex, Task, missing_error, video_table
 def _name_columns(table: LabelTable, targets: tuple[str, ...]) -> tuple[pd.DataFrame, tuple[str, ...], list[Finding]]:
     "Return the table with its columns under our names, the targets, and what each column was taken as."
     rows = table.rows
-    columns = [c for c in rows.columns if c != "where"]
+    columns = [c for c in rows.columns if c != "source_line"]
     roles = {role: c for role, c in match_columns(columns).items() if c not in targets}
     if "path" not in roles and "audio" in roles: roles["path"] = roles.pop("audio")
     numbers = {c: judge_numbers(c, rows[c].tolist()) for c in columns}
@@ -65,7 +65,8 @@ def _clean_targets(rows: pd.DataFrame, targets: tuple[str, ...], are_named: bool
             elif math.isfinite(value): rows.at[row, target] = repr(value)
             elif not are_named:
                 detail = f"{target} is {cell!r}: this clip counts as without a value"
-                findings.append(Finding("warning", "not a number", rows.at[row, "id"], rows.at[row, "where"], detail))
+                id, line = rows.loc[row, ["id", "source_line"]]
+                findings.append(Finding("warning", "not a number", id, line, detail))
                 rows.at[row, target] = ""
     return findings
 
@@ -125,10 +126,10 @@ def _manifest_files(root: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _require_columns(path: Path, table: LabelTable, rows: pd.DataFrame, targets: tuple[str, ...]) -> None:
-    "Raise ReleaseError when a column is missing."
+    "Raise DatasetError when a column is missing."
     if {"path", "split", *targets} <= set(rows): return
-    columns = ", ".join(c for c in table.rows.columns if c != "where")
-    raise ReleaseError(
+    columns = ", ".join(c for c in table.rows.columns if c != "source_line")
+    raise DatasetError(
         f"{path} needs the columns path and split{''.join(f', {t}' for t in targets)}; it has {columns}"
     )
 
@@ -139,7 +140,7 @@ def manifest(
     targets: tuple[str, ...] = (),  # names of target columns; none: the columns that hold ratings
     join_spellings: bool = False,  # classes that differ in capitals, blanks or the form of a number are one
 ) -> DatasetIndex:
-    "Read a user's own clips, listed in one CSV. Raises ReleaseMissing without it, ReleaseError when it lacks a column."
+    "Read a user's own clips, listed in one CSV. Raises DatasetMissing without it, DatasetError when it lacks a column."
     path, are_named = Path(root, "manifest.csv"), bool(targets)
     root = path.parent
     if not path.is_file():

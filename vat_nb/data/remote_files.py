@@ -70,18 +70,18 @@ def parse_index(
     folder: str,  # path or address it comes from
 ) -> Shards:
     "Read the index of shards. Raises ValueError when it names a file elsewhere, or bytes that cannot be."
-    where = f"{folder}/index.json"
-    index = read_json(raw, where)
+    source = f"{folder}/index.json"
+    index = read_json(raw, source)
     files, members = index.get("shards"), index.get("members")
     if not isinstance(files, list) or not isinstance(members, dict):
-        raise ValueError(f"{where} names no shards: write them again (vat_nb.data.shards.write_shards)")
+        raise ValueError(f"{source} names no shards: write them again (vat_nb.data.shards.write_shards)")
     for name in files:
         if not isinstance(name, str) or not re.fullmatch(r"[\w-]+\.tar", name, re.ASCII):
-            raise ValueError(f"{where} names the shard {name!r}, which is no file beside it: take another copy")
+            raise ValueError(f"{source} names the shard {name!r}, which is no file beside it: take another copy")
     for id, place in members.items():
         if not _is_place(place, len(files)):
             raise ValueError(
-                f"{where} says of {id!r} that it lies at {place!r}, where no clip can lie: take another copy"
+                f"{source} says of {id!r} that it lies at {place!r}, where no clip can lie: take another copy"
             )
     return Shards(folder, files, {id: tuple(place) for id, place in members.items()})
 

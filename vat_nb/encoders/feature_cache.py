@@ -117,7 +117,7 @@ def read_record(
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #72eb36e8
 def parse_record(
     values: Mapping[str, Any],  # `asdict` of a record, read back
-    where: str | Path,  # source of the values, named in the message
+    source: str | Path,  # source of the values, named in the message
 ) -> CacheRecord:
     "Build a record from its JSON. Raises ValueError when it describes no features."
     try:
@@ -132,9 +132,9 @@ def parse_record(
         )
     except (KeyError, TypeError) as e:
         raise ValueError(
-            f"{where} does not describe features ({describe_error(e)}): delete it and run again"
+            f"{source} does not describe features ({describe_error(e)}): delete it and run again"
         ) from None
-    if not valid: raise ValueError(f"{where} describes features that cannot be ({layout}): delete it and run again")
+    if not valid: raise ValueError(f"{source} describes features that cannot be ({layout}): delete it and run again")
     return record
 
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #223d0009

@@ -72,7 +72,7 @@ def check(self: FolderSource, clips: Sequence[Clip]) -> None:
     raise FileNotFoundError(
         f"{self.folder} lacks features of {len(missing)} of {len(clips)} clips ({', '.join(missing[:5])}"
         f"{', ...' if len(missing) > 5 else ''}): add {missing[0]}.npy and so on, "
-        "or leave the clips out of the release"
+        "or leave the clips out of the data set"
     )
 
 # %% ../../nbs/4_encoders/08b_folder_features.ipynb #bad922ed

@@ -36,13 +36,13 @@ FEATURE_OUTPUTS = ("features", "embedding", "embeddings", "last_hidden_state")
 # %% ../../nbs/4_encoders/03_onnx_graphs.ipynb #573ca5fc
 def onnx_options(
     values: Mapping[str, Any],  # names and values, as the recipe or the graph's metadata has them
-    where: str,  # source of the values, named in the message
+    source: str,  # source of the values, named in the message
 ) -> OnnxOptions:
     "Read options. Raises ParameterError for one that does not exist or has another type."
     names = {f.name: f for f in fields(OnnxOptions)}
     typed: dict[str, Any] = {}
     for name, value in values.items():
-        if name not in names: raise ParameterError(f"{where}: there is no option {name!r}: {suggest(name, names)}")
+        if name not in names: raise ParameterError(f"{source}: there is no option {name!r}: {suggest(name, names)}")
         default = getattr(OnnxOptions(), name)
         if isinstance(default, tuple):
             numbers = value if isinstance(value, (list, tuple)) else [value] * 3
@@ -53,12 +53,12 @@ def onnx_options(
         else: right = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
         if not right:
             raise ParameterError(
-                f"{where}: {name} cannot be {values[name]!r}: "
+                f"{source}: {name} cannot be {values[name]!r}: "
                 f"give a value like {default or dict(size=224, rate=50.0, output='features')[name]!r}"
             )
         typed[name] = value
-    if 0 in typed.get("std", (1,)): raise ParameterError(f"{where}: std cannot be 0")
-    if typed.get("crop", 1) > 1: raise ParameterError(f"{where}: crop is a share of the side, from 0 to 1")
+    if 0 in typed.get("std", (1,)): raise ParameterError(f"{source}: std cannot be 0")
+    if typed.get("crop", 1) > 1: raise ParameterError(f"{source}: crop is a share of the side, from 0 to 1")
     return OnnxOptions(**typed)
 
 # %% ../../nbs/4_encoders/03_onnx_graphs.ipynb #1d121f5e

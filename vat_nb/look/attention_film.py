@@ -34,11 +34,11 @@ def write_film(
     path.parent.mkdir(parents=True, exist_ok=True)
     large = [np.asarray(Image.fromarray(f).resize((side, side), Image.Resampling.BICUBIC)) for f in frames]
     with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder, "sound.wav")
-        soundfile.write(sound, wave, SAMPLE_RATE)
+        audio_path = Path(folder, "audio.wav")
+        soundfile.write(audio_path, wave, SAMPLE_RATE)
         ffmpeg_write_video(
             ImageSequenceClip(large, fps=fps), str(path), fps, codec="libx264", audio_codec="aac", preset="ultrafast",
-            audiofile=str(sound) if len(wave) else None, threads=1, logger=None,
+            audiofile=str(audio_path) if len(wave) else None, threads=1, logger=None,
             ffmpeg_params=["-crf", "20", "-pix_fmt", "yuv420p"],
         )
     return path

@@ -161,7 +161,7 @@ def row(
 # %% ../../nbs/7_look/06b_audit_panel.ipynb #17ac5ae0
 def _caption(clip: Clip, scores: dict) -> str:
     def number(name): return f"{name} {scores[name]:.2f}" if np.isfinite(scores[name]) else f"{name} unknown"
-    delay = scores["late"]
+    delay = scores["offset_s"]
     late = f", audio {abs(delay):.1f} s {'late' if delay > 0 else 'early'}" if np.isfinite(delay) and delay else ""
     lines = [
         f"<b>{html.escape(clip.id)}</b>",

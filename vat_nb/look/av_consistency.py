@@ -132,18 +132,18 @@ def lip_sync(
     store: Store,
     clips: list[Clip],
     max_lag_s: float = 0.6,  # s, the longest lag that is tried
-    least: float = LIPS_TRUSTED,  # correlation over all clips below which all results are NaN
+    min_correlation: float = LIPS_TRUSTED,  # correlation over all clips below which all results are NaN
     seed: int = 0,  # of the components and the folds
-) -> pd.DataFrame:  # by id: sync (correlation, -1..1), late (s), NaN where unknown; `attrs` has the overall correlation
+) -> pd.DataFrame:  # by id: sync (-1..1) and offset_s, NaN where unknown; `attrs` has the correlation of all
     "Score how well each clip's loudness follows its face, by a fit to other clips."
     inputs = _lip_inputs(store, clips)
-    table = pd.DataFrame(dict(sync=np.nan, late=np.nan), index=pd.Index([c.id for c in clips], name="id"))
+    table = pd.DataFrame(dict(sync=np.nan, offset_s=np.nan), index=pd.Index([c.id for c in clips], name="id"))
     table.attrs["correlation"] = float("nan")
     if len(inputs) < 20: return table
     levels, pixels = zip(*inputs.values())
     guess = _predict_loudness(levels, pixels, seed)
     table.attrs["correlation"] = float(np.corrcoef(guess, np.concatenate(levels))[0, 1])
-    if table.attrs["correlation"] < least: return table
+    if table.attrs["correlation"] < min_correlation: return table
     fps = store.settings.fps
     max_lag, cuts = round(max_lag_s * fps), np.cumsum([len(level) for level in levels])[:-1]
     for clip_id, g, level in zip(inputs, np.split(guess, cuts), levels):
@@ -184,7 +184,7 @@ def audit_clips(
     s: Snapshot,  # of N clips, by student or teacher, best as pretraining left it
     clips: list[Clip],  # [N] the same clips, all with video and audio
     sync: pd.DataFrame,  # of `lip_sync`
-) -> pd.DataFrame:  # id, split, emotion, speaker, inconsistency, matching, cosine, rank, sync, late; the worst first
+) -> pd.DataFrame:  # id, split, emotion, speaker, inconsistency, matching, cosine, rank, sync, offset_s; worst first
     "Score how well each clip's video and audio match. Raises ValueError for fewer than two clips."
     if len(clips) < 2:
         raise ValueError("an audit compares clips with each other: choose two or more that have video and audio")

@@ -53,8 +53,8 @@ class RunPredictions:
         normalize = run.recipe.speaker_normalization and not run.recipe.reads_features
         if normalize and not run.store.transform:
             self.store = run.store._replace(transform=speaker_normalization(run.store, run.store.usable()))
-        has_release = run.store.path.resolve() != (run.folder / "clips").resolve()
-        self.subsets = [SNAPSHOT_CLIPS, *(sorted({c.split for c in run.store.clips}) if has_release else ())]
+        has_dataset = run.store.path.resolve() != (run.folder / "clips").resolve()
+        self.subsets = [SNAPSHOT_CLIPS, *(sorted({c.split for c in run.store.clips}) if has_dataset else ())]
 
     def clips(
         self,

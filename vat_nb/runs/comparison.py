@@ -55,7 +55,7 @@ def scored_clips(
     tests = [t for t in split.test_splits if t != recipe.valid_split]
     if not tests:
         raise ValueError(
-            "a comparison needs a labelled split that is neither 'train' nor valid_split, and this release has none: "
+            "a comparison needs a labelled split that is neither 'train' nor valid_split, and this data set has none: "
             "crossval.ipynb needs none"
         )
     return [c for c in data.usable(tests[0]) if is_labelled(c)]

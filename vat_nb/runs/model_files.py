@@ -37,27 +37,28 @@ def model_recipe(
 # %% ../../nbs/6_runs/02_model_files.ipynb #bd4ca696
 def validate_model_config(
     values: Any,  # settings of a checkpoint or a run, which may come from elsewhere
-    where: str | Path,  # source of the values, named in the message
+    source: str | Path,  # source of the values, named in the message
 ) -> Recipe:
     "Check the settings of a model before it is built. Raises ValueError."
-    if not isinstance(values, dict): raise ValueError(f"{where} does not say how its model is built: take another copy")
+    if not isinstance(values, dict):
+        raise ValueError(f"{source} does not say how its model is built: take another copy")
     values = ADDED_SETTINGS | values
     if set(RENAMED) & set(values):
         raise ValueError(
-            f"{where} is of an older version of vat_nb, whose settings and weights had other names: train again"
+            f"{source} is of an older version of vat_nb, whose settings and weights had other names: train again"
         )
     if missing := [k for k in MODEL_FIELDS if k not in values]:
-        raise ValueError(f"{where} does not say how its model is built ({missing[0]} is missing): take another copy")
+        raise ValueError(f"{source} does not say how its model is built ({missing[0]} is missing): take another copy")
     try: recipe = model_recipe({k: values[k] for k in MODEL_FIELDS})
-    except (ParameterError, TypeError) as e: raise ValueError(f"{where}: {e}; take another copy") from None
+    except (ParameterError, TypeError) as e: raise ValueError(f"{source}: {e}; take another copy") from None
     for name, limit in LIMITS.items():
         if not 0 < getattr(recipe, name) <= limit:
             raise ValueError(
-                f"{where}: {name} cannot be {getattr(recipe, name)}: "
+                f"{source}: {name} cannot be {getattr(recipe, name)}: "
                 f"no model of vat_nb was made with more than {limit:g}; take another copy"
             )
     if recipe.tubelet is not None and recipe.tubelet > min(recipe.num_frames, 64):
-        raise ValueError(f"{where}: tubelet cannot be {recipe.tubelet}: take another copy")
+        raise ValueError(f"{source}: tubelet cannot be {recipe.tubelet}: take another copy")
     return recipe
 
 # %% ../../nbs/6_runs/02_model_files.ipynb #4202180c

@@ -197,7 +197,7 @@ def _fit_probe(model: VAT, data: Store, split: Split, recipe: Recipe) -> None:
     if recipe.speaker_directions and not named:
         warnings.warn(
             f"speaker_directions = {recipe.speaker_directions} leaves nothing out: no clip says who speaks. Name the "
-            "speakers in speakers.csv beside the release (data/README.md), or set it to 0", stacklevel=3,
+            "speakers in speakers.csv beside the data set (data/README.md), or set it to 0", stacklevel=3,
         )
     elif recipe.speaker_directions:
         inputs = probe_inputs(model, loader(named), len(named))

@@ -11,14 +11,14 @@ from functools import lru_cache
 from pathlib import Path
 from accelerate import Accelerator
 from tqdm.auto import tqdm
-from ..data.datasets import read_release
+from ..data.datasets import read_dataset
 from ..data.demo_data import write_demo
 from ..data.faces import choose_detector
 from ..data.io import read_json
 from ..data.preprocessing import check_failure_rate, dask_client, preprocess
 from ..data.speaker_norm import speaker_normalization
 from ..data.store import Store, StoreSettings, open_store
-from ..data.validation import build_clips, validate_release
+from ..data.validation import build_clips, validate_dataset
 from ..encoders.inputs import check_available, prepare_features
 from ..training.accelerator import make_accelerator, tracker_names
 from ..training.checkpoint import check_same_config
@@ -77,12 +77,12 @@ def prepare_store(
 
 
 def _preprocess(recipe: Recipe, folder: Path, exists: bool) -> None:
-    "Preprocess the clips of a release that a store lacks."
-    release = read_release(recipe.layout, Path(recipe.data_dir), recipe.layout_options)
-    validate_release(release)  # before hours of reading
+    "Preprocess the clips of a data set that a store lacks."
+    index = read_dataset(recipe.layout, Path(recipe.data_dir), recipe.layout_options)
+    validate_dataset(index)  # before hours of reading
     if not exists: check_available(recipe)
     with dask_client(recipe.scheduler) as client:
         preprocess(
-            build_clips(release), release.task, folder, processes=recipe.preprocess_workers,
+            build_clips(index), index.task, folder, processes=recipe.preprocess_workers,
             timeout_s=recipe.decode_timeout_s, client=client, **asdict(store_settings(recipe)),
         )

@@ -150,7 +150,7 @@ class Run(NamedTuple):
     "A run, read from its folder."
     folder: Path
     recipe: Recipe
-    store: Store  # of the release where it is there, else the run's small one
+    store: Store  # of the data set where it is there, else the run's small one
     subset: list[Clip]  # the clips of the snapshots, in their order
     snapshots: list[Snapshot]  # in the order of training; student before teacher
     history: dict[str, list[EpochLog]]  # by stage
@@ -201,14 +201,14 @@ def _read_stages(folder: Path, clips: int) -> tuple[list[Snapshot], dict[str, li
 # %% ../../nbs/6_runs/04_snapshots.ipynb #5b72afb4
 def _read_metadata(folder: Path) -> tuple[Recipe, list[str]]:  # recipe, ids of the snapshot clips
     "Read run.json. Raises ValueError where it describes no run."
-    where = folder / "run.json"
-    metadata = read_json(where.read_bytes(), where)
+    path = folder / "run.json"
+    metadata = read_json(path.read_bytes(), path)
     recipe, names = metadata.get("recipe"), metadata.get("snapshot_clips")
     if not isinstance(recipe, dict) or not isinstance(names, list) or not all(isinstance(i, str) for i in names):
-        raise ValueError(f"{where} describes no run: copy the run again")
-    validate_model_config(recipe, where)
+        raise ValueError(f"{path} describes no run: copy the run again")
+    validate_model_config(recipe, path)
     try: return Recipe(**check_names(recipe)), names
-    except ParameterError as e: raise ValueError(f"{where}: {e}; copy the run again") from None
+    except ParameterError as e: raise ValueError(f"{path}: {e}; copy the run again") from None
 
 # %% ../../nbs/6_runs/04_snapshots.ipynb #e7868d7e
 def _read_snapshots(path: Path, stage: str, clips: int) -> list[Snapshot]:

@@ -48,13 +48,13 @@ def subsample_labels(
 
 # %% ../../nbs/6_runs/00b_splits.ipynb #bc8a7b3c
 class Split(NamedTuple):
-    "The roles of a release's clips."
+    "The roles of a data set's clips."
     train: list[Clip]  # labelled: they are trained on
     valid: list[Clip]  # labelled: they select the epoch
     unlabelled: list[Clip]  # without labels, or with labels that may not be used
     test_splits: list[str]  # names of the labelled splits that are scored
     epoch_size: int  # labelled clips of an epoch; where label_fraction removes labels, the others are repeated
-    held_out: tuple[Clip, ...] = ()  # of a release that is only pretrained on: clips that are left out, to evaluate on
+    held_out: tuple[Clip, ...] = ()  # of a data set that is only pretrained on: clips that are left out, to evaluate on
 
 # %% ../../nbs/6_runs/00b_splits.ipynb #2cfc018b
 def spread(
@@ -86,7 +86,7 @@ def check_pseudo(recipe: Recipe, unlabelled: list[Clip], task: Task) -> None:
     "Raise ValueError where there is nothing to pseudo-label."
     if recipe.pseudo_labels and not unlabelled:
         raise ValueError(
-            "pseudo_labels needs clips without labels, and this release has none: set pseudo_labels to False, or "
+            "pseudo_labels needs clips without labels, and this data set has none: set pseudo_labels to False, or "
             "label_fraction below 1"
         )
     if recipe.pseudo_labels and not task.classes:
@@ -153,7 +153,7 @@ def split_unlabelled(
 # %% ../../nbs/6_runs/00b_splits.ipynb #b3927af1
 def read_weights(
     path: Path,  # an audit file: CSV with the columns id and weight
-    ids: set[str] | None = None,  # of the release's clips; None allows any
+    ids: set[str] | None = None,  # of the data set's clips; None allows any
 ) -> dict[str, float]:  # id -> 0..1
     "Read an audit file. Raises ParameterError for one that is wrong."
     table = pd.read_csv(path, dtype=dict(id=str))
@@ -163,8 +163,8 @@ def read_weights(
     strangers, wrong = sorted(set(table["id"]) - ids) if ids is not None else [], table["id"][~weights.between(0, 1)]
     if strangers:
         raise ParameterError(
-            f"{path} names clips that are not in this release ({', '.join(map(str, strangers[:3]))}; "
-            f"{len(strangers)} in all): take the audit of this release"
+            f"{path} names clips that are not in this data set ({', '.join(map(str, strangers[:3]))}; "
+            f"{len(strangers)} in all): take the audit of this data set"
         )
     if len(wrong):
         raise ParameterError(

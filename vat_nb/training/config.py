@@ -71,7 +71,7 @@ class Recipe(
 # %% ../../nbs/3_training/01b_config.ipynb #0e95a39b
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 RENAMED = dict(  # old name -> name
-    root="data_dir", store="store_dir", out="output_dir", like="extends", release="layout_options",
+    root="data_dir", store="store_dir", out="output_dir", like="extends", index="layout_options",
     image="image_size", size="model_size", frames="num_frames", cores="preprocess_workers", workers="num_workers",
     processes="num_processes", limit="decode_timeout_s", tree="export_files", faces="face_detector",
     audit="clip_weights", against_speaker="speaker_normalization", tune="encoder_tuning",
@@ -86,34 +86,34 @@ RENAMED = dict(  # old name -> name
 def check_names(
     values: Mapping[str, Any],  # name -> value, as somebody wrote them
     names: Iterable[str] = FIELDS,  # that exist
-    where: str = "",  # begins the message
+    source: str = "",  # begins the message
 ) -> dict[str, Any]:
     "Refuse unknown names. Raises ParameterError that says what the name is called now, or the nearest that exists."
     names = list(names)
     for name in values:
         if name in names: continue
-        if RENAMED.get(name) in names: raise ParameterError(f"{where}{name} is called {RENAMED[name]} now: rename it")
-        raise ParameterError(f"{where}unknown parameter {name!r}: {suggest(name, names)}")
+        if RENAMED.get(name) in names: raise ParameterError(f"{source}{name} is called {RENAMED[name]} now: rename it")
+        raise ParameterError(f"{source}unknown parameter {name!r}: {suggest(name, names)}")
     return dict(values)
 
 # %% ../../nbs/3_training/01b_config.ipynb #7e4ee90b
 def check_value(
     f: dataclasses.Field,  # of `Recipe`
     value: Any,
-    where: str = "",  # begins the message
+    source: str = "",  # begins the message
 ) -> Any:  # the value; a whole number is made a float where the setting is one
     "Check a value against type, choices and range. Raises ParameterError."
     kinds = typing.get_args(f.type) if typing.get_origin(f.type) in (types.UnionType, typing.Union) else (f.type,)
     if typing.get_origin(f.type) is Literal:
         if value in typing.get_args(f.type): return value
-        raise ParameterError(f"{where}{f.name} cannot be {value!r}: {suggest(value, typing.get_args(f.type))}")
+        raise ParameterError(f"{source}{f.name} cannot be {value!r}: {suggest(value, typing.get_args(f.type))}")
     if type(value) is int and float in kinds and int not in kinds: value = float(value)
     if type(value) not in [type(None) if k is None else k for k in kinds]:
-        raise ParameterError(f"{where}{f.name} needs {_example(f, kinds)}, got {value!r}")
+        raise ParameterError(f"{source}{f.name} needs {_example(f, kinds)}, got {value!r}")
     if type(value) in (int, float) and not f.metadata["low"] <= value <= f.metadata["high"]:
-        raise ParameterError(f"{where}{f.name} {_range(f)}, got {value}")
+        raise ParameterError(f"{source}{f.name} {_range(f)}, got {value}")
     if type(value) is float and value in (float("inf"), float("-inf")):
-        raise ParameterError(f"{where}{f.name} must not be infinite, got {value}")
+        raise ParameterError(f"{source}{f.name} must not be infinite, got {value}")
     return value
 
 # %% ../../nbs/3_training/01b_config.ipynb #aaaec6ae

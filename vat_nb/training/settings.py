@@ -39,7 +39,7 @@ class DataSettings:
     store_dir: str = setting("data/%(dataset)s/store", "where the preprocessed clips go: a folder, or an address")
     output_dir: str = setting("runs/%(dataset)s", "where the results go")
     layout_options: dict = setting({}, "what else the layout's function may be told, such as {'videos': 'raw'}")
-    synthetic: bool = setting(False, "True: the release is the drawn one, rendered where it is not there")
+    synthetic: bool = setting(False, "True: the data set is the drawn one, rendered where it is not there")
     fps: float = setting(4.0, "frames per second that are kept", "store", model=True)
     image_size: int = setting(160, "side of the square frames in pixels", "store", model=True)
     quality: int = setting(90, "JPEG quality of the frames", "store", model=True)
@@ -65,7 +65,7 @@ class SplitSettings:
         0.15, "share of train held out to choose the best epoch (by speaker where speakers are known); 0 keeps the "
         "last epoch", "both", high=1)
     valid_split: str | None = setting(
-        None, "or a split of the release that is for choosing; its own score is then not independent", "both")
+        None, "or a split of the data set that is for choosing; its own score is then not independent", "both")
     label_fraction: float = setting(1.0, "share of the labelled clips whose labels are used", "finetune", high=1)
     transductive: bool = setting(
         False, "True: the clips that are scored take part in training like any unlabelled clip, their labels hidden "

@@ -76,9 +76,9 @@ def read_section(
         if pair not in pairs:
             raise ParameterError(f"there is no pair of encoders {pair!r}: {suggest(pair, [*pairs, 'none'])}")
         values |= {k: v for k, v in _values(ini, f"{PAIR}{pair}", path).items() if k not in PAIR_FACTS}
-    where = f"{path.name} [{dataset}]: "
-    values = check_names({k: parse_value(v) for k, v in values.items()}, [*FIELDS, "extends"], where)
-    for name, value in values.items(): check_value(FIELDS[name], value, where)
+    source = f"{path.name} [{dataset}]: "
+    values = check_names({k: parse_value(v) for k, v in values.items()}, [*FIELDS, "extends"], source)
+    for name, value in values.items(): check_value(FIELDS[name], value, source)
     values |= dict(dataset=str(dataset), encoders=pair)
     folders = {k: str(values.get(k, FIELDS[k].default)).replace("%(dataset)s", str(dataset)) for k in PATHS}
     return values | {k: resolve_path(path.parent, v) for k, v in folders.items()}
