@@ -19,7 +19,7 @@ from vat_nb.sizes import SIZES
 from vat_nb.data.demo_faces import render_frames
 from vat_nb.data.demo_people import EXPRESSIONS, make_identity, write_script
 from vat_nb.training.checkpoint import load_weights
-from vat_nb.runs.splits import spread
+from vat_nb.runs.splits import thin_out
 from vat_nb.training.settings_file import read_recipe
 from vat_nb.training.saved_run import student_weights
 
@@ -97,7 +97,7 @@ def plot_by_person(run, store):  # a run of the demo, its store
     "The alignment matrix of the demo's first test split after pretraining: by emotion, and by who is seen and heard."
     data, recognizer = open_store(store), Recognizer.from_pretrained(str(run / "checkpoint"))
     load_weights(recognizer.model, student_weights(run / "checkpoint/pretrain.safetensors"), run)
-    clips = spread(data.usable("test1"), read_recipe("demo").report_clips)
+    clips = thin_out(data.usable("test1"), read_recipe("demo").report_clips)
     p = predict(recognizer.model, make_loader(data, clips, recognizer.recipe.num_frames, batch_size=16))
     who = [int(c.speaker) for c in p.clips]
     fig, axs = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")

@@ -18,13 +18,13 @@ def plot_frames(
     frames,  # [T, H, W, 3] or [T, 3, H, W] uint8
     times: Sequence[float] | None = None,  # [T] s of the frames; None counts frames
     title: str = "",
-    most: int = 12,  # draw every frame, or every second, third, ..., to have no more than this many
+    max_frames: int = 12,  # draw every frame, or every second, third, ..., to have no more than this many
     ax: Axes | None = None,  # None makes a new figure
 ) -> Axes:
     "Draw frames side by side over their times."
     frames = np.asarray(frames)
     if frames.shape[1] == 3: frames = frames.transpose(0, 2, 3, 1)
-    rows = np.arange(0, len(frames), math.ceil(len(frames) / most))
+    rows = np.arange(0, len(frames), math.ceil(len(frames) / max_frames))
     centres = (np.arange(len(frames)) if times is None else np.asarray(times, dtype=float))[rows]
     step = (centres[-1] - centres[0]) / max(len(rows) - 1, 1) or 1.0
     ax = ax or new_axes(8, 8 / len(rows) * frames.shape[1] / frames.shape[2] + 0.5)

@@ -163,8 +163,8 @@ def average_gradients(
 ) -> None:
     "Average the gradients of whole weights; those of sharded blocks already are."
     params = [p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-    used = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8, device=params[0].device)
-    for p, n in zip(params, all_reduce_sum(used).tolist()):
+    has_gradient = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8, device=params[0].device)
+    for p, n in zip(params, all_reduce_sum(has_gradient).tolist()):
         if not n: continue  # a weight that no process used has no gradient, and does not decay
         if p.grad is None: p.grad = torch.zeros_like(p)
         dist.all_reduce(p.grad)

@@ -146,8 +146,8 @@ class UncertaintyWeighting(FixedWeighting):
         losses: dict[LossName, Tensor],
         step_fraction: float | Tensor = 1.0,  # share of the step that these losses are of
     ) -> Tensor:  # scalar
-        used = [k for k in losses if self.initial.loss_weight(k)]
-        return super().forward(losses) + step_fraction * sum(self.log_variance[self._key(k)] / 2 for k in used)
+        names = [k for k in losses if self.initial.loss_weight(k)]
+        return super().forward(losses) + step_fraction * sum(self.log_variance[self._key(k)] / 2 for k in names)
 
 # %% ../nbs/1_method/13_supervision.ipynb #79be7239
 def gradient_blending_weights(

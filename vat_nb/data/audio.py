@@ -103,11 +103,11 @@ class AudioTrack:
 
     def append(self, frame: av.AudioFrame, start: float | None) -> None:
         "Keep one frame; `start` is its time in the file in s, None where it simply goes on."
-        form = (frame.format.name.removesuffix("p"), frame.layout.name, frame.sample_rate)
-        if form != self._format:
+        sample_format = (frame.format.name.removesuffix("p"), frame.layout.name, frame.sample_rate)
+        if sample_format != self._format:
             self._mix()
             if self._format is None: self.rate = frame.sample_rate
-            self._format, self._names = form, channel_names(frame.layout)
+            self._format, self._names = sample_format, channel_names(frame.layout)
         start = self.end if start is None else start
         self._chunks.append((start, _frame_samples(frame)))
         self.end, self._num_samples = start + frame.samples / frame.sample_rate, self._num_samples + frame.samples

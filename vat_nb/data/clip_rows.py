@@ -29,8 +29,8 @@ def settings_hash(
 ) -> str:  # 12 hexadecimal digits
     "Compute a hash that changes when the settings change, or the part of the file that is used."
     audio = [Path(printable(clip.audio)).name] if clip.audio else []
-    used = [settings.machine_independent(), clip.start, clip.end, *audio]
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()[:12]
+    content = [settings.machine_independent(), clip.start, clip.end, *audio]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _source_stamp(clip: Clip) -> tuple[int, int]:  # size of its files in bytes, time of the later one in ns

@@ -244,7 +244,7 @@ def add_speakers(
     rows["name"] = rows["name"].map(_clip_name)
     for name, same in rows.groupby("name"):
         if same["speaker"].nunique() > 1:
-            raise DatasetError(f"{' '.join(same['where'])}: {name} has two speakers: leave the row that is right")
+            raise DatasetError(f"{' '.join(same['source_line'])}: {name} has two speakers: leave the row that is right")
     findings = [*index.findings, *table.findings]
     strangers = rows[~rows["name"].isin({*index.videos["id"], *index.labels["id"]})]
     if len(strangers):

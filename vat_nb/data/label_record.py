@@ -38,10 +38,10 @@ def labels_digest(
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:12]
 
 # %% ../../nbs/2_data/07_label_record.ipynb #6d874f27
-def _summarize(words: Iterable[str], most: int = 4) -> str:
+def _summarize(words: Iterable[str], max_words: int = 4) -> str:
     "Count the most frequent words."
     counts = Counter(words).most_common()
-    return ", ".join(f"{word} {n}" for word, n in counts[:most]) + (", ..." if len(counts) > most else "")
+    return ", ".join(f"{word} {n}" for word, n in counts[:max_words]) + (", ..." if len(counts) > max_words else "")
 
 
 def describe_changes(
@@ -76,7 +76,7 @@ def refuse_changed(
         if not difference: return
         raise ValueError(
             f"{path.parent} was trained on other clips or labels: {changes}. Start again with -p resume False, or "
-            "take another out folder (-p output_dir runs/NAME)"
+            "take another output_dir (-p output_dir runs/NAME)"
         )
     text = io.StringIO(newline="")
     csv.writer(text).writerows([("id", "part", "label"), *now])

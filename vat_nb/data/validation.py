@@ -208,7 +208,7 @@ def build_clips(
     for r in [*rows, *files]:
         if names := _escapes(r):
             raise DatasetError(
-                f"{r.get('where', r.get('path'))}: {names[0]!r} leads out of {index.root}: give it a plain name "
+                f"{r.get('source_line', r.get('path'))}: {names[0]!r} leads out of {index.root}: give it a plain name "
                 "inside, and run again"
             )
     labels, videos, out = {r["id"]: r for r in rows}, {v["id"]: v for v in files}, []

@@ -112,14 +112,14 @@ def _in_batches(source: FeatureSource, store: Store, clips: Sequence[Clip], fold
 
 
 def useful_processes(
-    limit: int,  # 0: as many as cores may be used
+    max_processes: int,  # 0: as many as cores may be used
     clips: int,  # to compute
     bytes_each: int,  # of a model's weights
 ) -> int:
     "Choose the number of processes by work, cores and memory; starting one costs seconds."
     cores = available_cores()
     by_memory = int(psutil.virtual_memory().available // max(3 * bytes_each + 500 * 2**20, 1))
-    return max(min(limit or cores, clips // 32, by_memory), 1)
+    return max(min(max_processes or cores, clips // 32, by_memory), 1)
 
 # %% ../../nbs/4_encoders/08d_feature_extraction.ipynb #ca104e31
 def _compute(

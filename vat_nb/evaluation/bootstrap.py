@@ -89,11 +89,11 @@ def bootstrap_correlation(
     for target, prediction in zip(t.T, v.T):
         labelled = np.isfinite(target)
         k, a, b = counts[:, labelled], target[labelled], prediction[labelled]
-        n, drawn = k.sum(1), k > 0
-        def spread(x):
-            x = np.broadcast_to(x, drawn.shape)
-            return x.max(1, where=drawn, initial=-np.inf) - x.min(1, where=drawn, initial=np.inf)
-        varies = (spread(a) > 0) & (spread(b) > 1e-9 * (1 + np.abs(b).max(initial=0)))
+        n, in_sample = k.sum(1), k > 0
+        def value_range(x):
+            x = np.broadcast_to(x, in_sample.shape)
+            return x.max(1, where=in_sample, initial=-np.inf) - x.min(1, where=in_sample, initial=np.inf)
+        varies = (value_range(a) > 0) & (value_range(b) > 1e-9 * (1 + np.abs(b).max(initial=0)))
         a, b = (x - x.sum() / max(len(x), 1) for x in (a, b))  # the products below lose fewer digits
         def covariance(x, z): return n * (k @ (x * z)) - (k @ x) * (k @ z)
         scale = np.sqrt(np.where(varies, covariance(a, a) * covariance(b, b), 1))

@@ -97,8 +97,8 @@ def average(
     heads = {h: {h: spec.heads.get(h, 1.0)} for h in HEADS}
     logits = {h: _blend(predictions, temperatures, spec.logits) for h, temperatures in heads.items()}
     logits["fused"] = _blend(predictions, spec.heads, spec.logits) / spec.temperature
-    used = heads | dict(fused=spec.heads)
-    values = {h: np.mean([p.values[k] for p in predictions for k in used[h]], 0) for h in HEADS}
+    temperatures = heads | dict(fused=spec.heads)
+    values = {h: np.mean([p.values[k] for p in predictions for k in temperatures[h]], 0) for h in HEADS}
     logits = {h: x.astype(np.float32) for h, x in logits.items()}
     return Predictions(first.clips, logits, values, first.video_embed, first.audio_embed)
 

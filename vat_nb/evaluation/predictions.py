@@ -145,7 +145,7 @@ class SubmissionFormat(NamedTuple):
     file: str = "submission_{}.csv"  # name of the file of a split
 
 
-SUBMISSION_FORMATS = dict(  # a task's `form` -> its words
+SUBMISSION_FORMATS = dict(  # a task's `submission_format` -> its words
     plain=SubmissionFormat(),
     mer23=SubmissionFormat(emotion="discrete"),
     muse_mimic=SubmissionFormat("File_ID", "emotion", "pred_{}_", "gs_{}_", "predictions_{}.csv"),
@@ -159,18 +159,18 @@ def submission(
     fallback: tuple[str, Sequence[float]] = ("", ()),  # class and values for clips that could not be read
 ) -> pd.DataFrame:
     "Write predictions as the organisers want them, in the order of the clips."
-    row_of, form = {c.id: i for i, c in enumerate(predictions.clips)}, SUBMISSION_FORMATS[task.submission_format]
+    row_of, columns = {c.id: i for i, c in enumerate(predictions.clips)}, SUBMISSION_FORMATS[task.submission_format]
     logits, values = predictions.logits["fused"], predictions.values["fused"]
-    has_gold = bool(form.gold) and any(np.isfinite(c.targets).any() for c in clips)
+    has_gold = bool(columns.gold) and any(np.isfinite(c.targets).any() for c in clips)
     rows = []
     for c in clips:
         emotion, numbers = fallback
         if (i := row_of.get(c.id)) is not None:
             emotion, numbers = task.classes[logits[i].argmax()] if task.classes else "", values[i]
         numbers = np.clip(np.asarray(numbers, float), task.min_value, task.max_value)
-        row = {form.name: c.id} | ({form.emotion: emotion} if task.classes else {})
-        row |= {form.target.format(t): round(float(x), 4) for t, x in zip(task.targets, numbers)}
-        rows.append(row | ({form.gold.format(t): x for t, x in zip(task.targets, c.targets)} if has_gold else {}))
+        row = {columns.name: c.id} | ({columns.emotion: emotion} if task.classes else {})
+        row |= {columns.target.format(t): round(float(x), 4) for t, x in zip(task.targets, numbers)}
+        rows.append(row | ({columns.gold.format(t): x for t, x in zip(task.targets, c.targets)} if has_gold else {}))
     return pd.DataFrame(rows)
 
 

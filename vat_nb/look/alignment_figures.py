@@ -28,12 +28,12 @@ def similarity_order(
 def alignment_order(
     predictions: Predictions,  # of N clips
     task: Task,
-    most: int = 120,  # largest number of rows
+    max_rows: int = 120,  # largest number of rows
 ) -> list[int]:  # rows of the predictions
     "Order clips by class and by how similar their videos are, unlabelled ones last; thin out evenly."
     y, _ = labels_of(predictions.clips, task)
     by_class = np.array(sorted(range(len(y)), key=lambda i: (y[i] < 0, y[i], predictions.clips[i].id)), int)
-    rows = by_class[np.unique(np.linspace(0, len(y) - 1, min(most, len(y))).round().astype(int))]
+    rows = by_class[np.unique(np.linspace(0, len(y) - 1, min(max_rows, len(y))).round().astype(int))]
     position = np.argsort(similarity_order(predictions.video_embed[rows]))
     return rows[np.lexsort((position, y[rows], y[rows] < 0))].tolist()
 
@@ -55,11 +55,11 @@ def plot_alignment(
     predictions: Predictions,  # of N clips
     task: Task,
     title: str = "",
-    most: int = 120,  # largest number of clips
+    max_clips: int = 120,  # largest number of clips
     ax: Axes | None = None,  # None makes new axes
 ) -> Axes:
     "Draw the video-to-audio similarity matrix with its classes."
-    rows = alignment_order(predictions, task, most)
+    rows = alignment_order(predictions, task, max_clips)
     y, _ = labels_of([predictions.clips[i] for i in rows], task)
     ax = _draw_cosines(predictions.video_embed[rows], predictions.audio_embed[rows], ax)
     names = [*task.classes, "unlabelled"]

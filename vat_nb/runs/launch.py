@@ -39,7 +39,7 @@ def train_stages(
         with lock: _train(recipe, accelerator, out, out / "checkpoint")
     except Busy:
         raise RuntimeError(
-            f"another run trains in {out}: wait for it or stop it, or take another out folder (-p output_dir runs/NAME)"
+            f"another run trains in {out}: wait for it or stop it, or take another output_dir (-p output_dir runs/NAME)"
         ) from None
 
 # %% ../../nbs/6_runs/05_launch.ipynb #07c81d33

@@ -75,7 +75,7 @@ def stage_settings(
     settings = recipe.part("both", *stages)
     if "finetune" not in stages:
         settings |= pretrain_augmentation(recipe) | dict(linear_probe=recipe.probes_features)
-    return settings | dict(reading=store_settings(recipe).machine_independent()) | audit_hash(recipe)
+    return settings | dict(preprocess_config=store_settings(recipe).machine_independent()) | audit_hash(recipe)
 
 
 def pretrain_augmentation(recipe: Recipe) -> dict[str, float]:
@@ -193,15 +193,15 @@ def _fit_probe(model: VAT, data: Store, split: Split, recipe: Recipe) -> None:
     "Fit the linear probe on the training clips; unlabelled ones say in what speakers differ."
     clips, weights = counted_clips(data, split.train, recipe)
     def loader(clips): return build_loader(data, clips, recipe.replace(num_workers=0))
-    named, projections = [c for c in split.train + split.unlabelled if c.speaker], {}
-    if recipe.speaker_directions and not named:
+    with_speaker, projections = [c for c in split.train + split.unlabelled if c.speaker], {}
+    if recipe.speaker_directions and not with_speaker:
         warnings.warn(
             f"speaker_directions = {recipe.speaker_directions} leaves nothing out: no clip says who speaks. Name the "
             "speakers in speakers.csv beside the data set (data/README.md), or set it to 0", stacklevel=3,
         )
     elif recipe.speaker_directions:
-        inputs = probe_inputs(model, loader(named), len(named))
-        projections = speaker_projections(inputs, [c.speaker for c in named], recipe.speaker_directions)
+        inputs = probe_inputs(model, loader(with_speaker), len(with_speaker))
+        projections = speaker_projections(inputs, [c.speaker for c in with_speaker], recipe.speaker_directions)
     start_from_probe(model, loader(clips), clips, *labels_of(clips, data.task), np.array(weights), projections)
 
 # %% ../../nbs/6_runs/01_pipeline.ipynb #776a67e3

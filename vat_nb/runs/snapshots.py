@@ -37,13 +37,13 @@ from ..pretraining import Pretrain
 def subsample_clips(
     store: Store,
     clips: list[Clip],
-    most: int = 60,  # clips; 0 takes none
+    max_clips: int = 60,  # clips; 0 takes none
 ) -> list[Clip]:
     "Choose clips for snapshots: with video and audio, evenly spaced in the order of classes and speakers."
     def order(c: Clip) -> tuple: return c.emotion is None, c.emotion or "", c.speaker or "", c.id
     pairs = sorted((c for c in clips if has_both(store, c)), key=order)
-    if not most or not pairs: return []
-    return [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(most, len(pairs))).round().astype(int))]
+    if not max_clips or not pairs: return []
+    return [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(max_clips, len(pairs))).round().astype(int))]
 
 # %% ../../nbs/6_runs/04_snapshots.ipynb #67b4b41f
 def copy_clips(

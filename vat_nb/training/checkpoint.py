@@ -77,7 +77,7 @@ def load_weights(
     if wrong:
         raise ValueError(
             f"the weights of {path} belong to another model: {'; '.join(wrong[:4])}{more}. Take the recipe they were "
-            "made with (size, image, encoders, classes)"
+            "made with (model_size, image_size, encoders, classes)"
         )
     broken = [k for k, v in tensors.items() if not torch.isfinite(v).all()]
     more = " and others" if len(broken) > 4 else ""
@@ -142,7 +142,7 @@ def check_same_config(
     difference = "; ".join(f"{k}: {saved.get(k)!r} then, {now.get(k)!r} now" for k in names)
     if names:
         raise ValueError(
-            f"the checkpoint {path} was made with other settings ({difference}). Take the same, or another out folder "
+            f"the checkpoint {path} was made with other settings ({difference}). Take the same, or another output_dir "
             "(-p output_dir runs/NAME), or start again with -p resume False"
         )
 
