@@ -110,7 +110,6 @@ def plot_by_person(run, store):  # a run of the demo, its store
     return axs
 
 
-# Solid boxes are trained. Dashed boxes follow by momentum or only remember. Round boxes are losses.
 def _box(
     ax: Axes, x: float, y: float, w: float, h: float, text: str, colour: str, dashed: bool = False, round_: bool = False
 ) -> None:
@@ -139,40 +138,51 @@ def _pipeline_arrows(ax: Axes) -> None:
     _arrow(ax, (4.85, 5.3), (10.2, 5.6))  # [CLS] into the heads of one stream
     _arrow(ax, (4.85, 1.9), (10.2, 1.6))
     for y, start in ((4.6, 4.1), (3.6, 3.6), (2.6, 3.1)): _arrow(ax, (9.2, start), (10.2, y))
-    _arrow(ax, (2.2, 0.45), (1.1, 0.45), (1.1, 1.05), dashed=True)
-    _arrow(ax, (0.12, 1.35), (0.02, 1.35), (0.02, 3.6), (2.6, 3.6), dashed=True)
+    _arrow(ax, (3.7, 1.75), (3.7, 0.9), dashed=True)  # all weights into the teacher
+    _arrow(ax, (2.2, 0.6), (1.1, 0.6), (1.1, 1.05), dashed=True)
+    _arrow(ax, (0.2, 1.35), (0.05, 1.35), (0.05, 3.45), (2.62, 3.45), dashed=True)
+    _arrow(ax, (2.2, 0.3), (-0.15, 0.3), (-0.15, 3.75), (2.62, 3.75), dashed=True)
     _arrow(ax, (5.2, 0.45), (8.5, 0.45), dashed=True)
     _arrow(ax, (4.8, 3.6), (6.4, 3.6))  # which pairs the matching gets
     for y in (1.6, 2.6, 4.6, 5.6): _arrow(ax, (11.1, 0.45), (13.5, 0.45), (13.5, y), (13.15, y), dashed=True)
     for x, y, text in (
         (4.02, 4.08, "[CLS]"), (4.02, 3.0, "[CLS]"), (5.55, 4.62, "tokens"), (5.55, 2.45, "tokens"),
         (8.0, 5.62, "[CLS]"), (8.0, 1.88, "[CLS]"), (9.6, 4.62, "tokens"), (9.72, 3.68, "[CLS]"), (9.6, 2.48, "[CLS]"),
-        (1.32, 3.7, "keys, soft targets"), (5.62, 3.7, "hard negatives"),
+        (1.25, 3.85, "keys, soft targets"), (1.25, 3.2, "earlier keys"), (5.62, 3.7, "hard negatives"),
+        (4.45, 1.22, "moving average"), (1.65, 0.7, "keys"),
     ): ax.text(x, y, text, ha="center", fontsize=8, color="0.25")
 
 
 def plot_pipeline() -> Axes:
     "Draw VAT in the size of the papers: encoders, multimodal encoder, losses, momentum teacher and queue."
     video_layers, audio_layers, fusion_layers = SIZES["base"].layers
-    ax = new_axes(11, 5)
-    ax.set(xlim=(-0.1, 13.7), ylim=(-0.1, 6.1), aspect="equal")
+    ax = new_axes(11, 5.6)
+    ax.set(xlim=(-0.3, 13.7), ylim=(-0.85, 6.1), aspect="equal")
     ax.axis("off")
     video, audio, fused = "#cfe3f5", "#f8dcc0", "#d6ecd2"
-    loss, teacher = "#fff3b8", "#eeeeee"
+    pretraining, finetuning, teacher = "#fff3b8", "#f6cfd8", "#eeeeee"
     _box(ax, 1.05, 4.9, 1.7, 0.9, "video\nframes", "white")
     _box(ax, 1.05, 2.3, 1.7, 0.9, "audio\nlog-mel", "white")
     _box(ax, 3.7, 4.9, 2.3, 1.1, f"video encoder\n{video_layers} layers (base)", video)
     _box(ax, 3.7, 2.3, 2.3, 1.1, f"audio encoder\n{audio_layers} layers (base)", audio)
     layers = f"multimodal encoder\n{fusion_layers} layers: self-attention,\ncross-attention to video,\nfeed-forward"
     _box(ax, 7.8, 3.6, 2.8, 1.7, layers, fused)
-    _box(ax, 3.7, 3.6, 2.2, 0.7, "contrast (VAC)", loss, round_=True)
-    for y, text in (
-        (5.6, "emotion: video head"), (4.6, "masked audio"), (3.6, "matching (VAM)"), (2.6, "emotion: fused head"),
-        (1.6, "emotion: audio head"),
-    ): _box(ax, 11.7, y, 2.9, 0.65, text, loss, round_=True)
+    _box(ax, 3.7, 3.6, 2.2, 0.7, "contrast (VAC)", pretraining, round_=True)
+    for y, text, colour in (
+        (5.6, "emotion: video head", finetuning), (4.6, "masked audio", pretraining),
+        (3.6, "matching (VAM)", pretraining), (2.6, "emotion: fused head", finetuning),
+        (1.6, "emotion: audio head", finetuning),
+    ): _box(ax, 11.7, y, 2.9, 0.65, text, colour, round_=True)
     _box(ax, 3.7, 0.45, 3.0, 0.85, "momentum teacher\n(a slow copy of all)", teacher, dashed=True)
     _box(ax, 1.05, 1.35, 1.7, 0.6, "queue of keys", teacher, dashed=True)
     _box(ax, 9.8, 0.45, 2.6, 0.85, "soft targets", teacher, dashed=True)
+    for x, colour, dashed, round_, text in (
+        (0.5, teacher, True, False, "not trained: follows or remembers"),
+        (5.4, pretraining, False, True, "loss of pretraining, without labels"),
+        (10.0, finetuning, False, True, "loss of fine-tuning, with labels"),
+    ):
+        _box(ax, x, -0.55, 0.5, 0.3, "", colour, dashed, round_)
+        ax.text(x + 0.4, -0.55, text, va="center", fontsize=8.5)
     _pipeline_arrows(ax)
     return ax
 

@@ -35,9 +35,9 @@ def safe_iter(loader: DataLoader) -> Iterator[Batch]:
     except (OSError, RuntimeError, ValueError) as e:
         why = next((line for line in reversed(str(e).strip().splitlines()) if line), "")
         raise DataReadError(
-            f"the clips can no longer be read ({type(e).__name__}: {why}). What was trained is saved. Is the store's "
-            "disk there? A process that dies while it reads is mostly out of memory: lower num_workers. Then run again "
-            "with the same parameters: it goes on where it stopped"
+            f"the clips can no longer be read ({type(e).__name__}: {why}): check that the store's disk is there. A "
+            "reading process that died was mostly out of memory: lower num_workers. What was trained is saved: run "
+            "the same command again to go on"
         ) from e
 
 # %% ../nbs/1_method/18_train_loop.ipynb #19bd3b3b

@@ -51,8 +51,8 @@ def read_task(
     except (TypeError, AttributeError): is_task = False
     if is_task: return task
     raise ValueError(
-        f"{source} describes no task of this vat_nb (lists of at most 1000 names, a range, a score): "
-        "make it again, or take another copy"
+        f"{source} describes no task of this version of vat_nb (lists of at most 1000 names, a range, a score): "
+        "make it again (a store: delete its folder, then make preprocess), or take another copy"
     )
 
 # %% ../../nbs/2_data/05c_validation.ipynb #e90eb40f

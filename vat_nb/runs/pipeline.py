@@ -182,8 +182,8 @@ def _leave_out_start(recipe: Recipe) -> Recipe:
     "Leave out what builds on the start: random weights would be read by a probe, and averaged into the trained ones."
     if recipe.linear_probe or recipe.prior_clips:
         warnings.warn(
-            "linear_probe and prior_clips are left out: pretrain_epochs is 0 and no encoder is pretrained, so "
-            "fine-tuning begins at random weights. Pretrain, or set linear_probe to False, and speaker_directions and "
+            "linear_probe and prior_clips are left out: they build on pretraining or on pretrained encoders, and this "
+            "run has neither. Set pretrain_epochs, or set linear_probe to False, and speaker_directions and "
             "prior_clips to 0", stacklevel=3,
         )
     return recipe.replace(**NO_START)

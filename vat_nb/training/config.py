@@ -187,9 +187,8 @@ def check_encoders(r: Recipe) -> Checks:
         yield (options and not str(name).startswith("onnx:"),
                f"{s}_options are for ONNX graphs: name one with {s}_encoder, or leave {s}_options out")
         yield (str(name).startswith("features:") and not r.reads_features,
-               f"{s}_encoder is a folder of features, which can only be read with features on the other side, frozen "
-               "and cached: name a pretrained encoder for both streams, set encoder_tuning to frozen and "
-               "cache_features to True")
+               f"{s}_encoder is a folder of features, and the other stream has none: name a pretrained encoder for "
+               "both streams, set encoder_tuning to frozen and cache_features to True")
     yield (r.audio_encoder and r.masks_audio,
            "masked audio modelling hides patches of the spectrogram, and a pretrained audio encoder has none: set "
            "weight_masked to 0")
