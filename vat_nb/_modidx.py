@@ -1475,6 +1475,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'vat_nb/look/run_predictions.py'),
                                              'vat_nb.look.run_predictions.RunPredictions.weights': ( '7_look/run_predictions.html#runpredictions.weights',
                                                                                                      'vat_nb/look/run_predictions.py'),
+                                             'vat_nb.look.run_predictions._CacheKey': ( '7_look/run_predictions.html#_cachekey',
+                                                                                        'vat_nb/look/run_predictions.py'),
                                              'vat_nb.look.run_predictions._spread': ( '7_look/run_predictions.html#_spread',
                                                                                       'vat_nb/look/run_predictions.py'),
                                              'vat_nb.look.run_predictions.fingerprint': ( '7_look/run_predictions.html#fingerprint',

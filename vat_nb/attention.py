@@ -14,7 +14,7 @@ from .linear import Linear, linear_map
 
 # %% ../nbs/1_method/03_attention.ipynb #8bc0c73c
 class Attention(nn.Module):
-    "Multi-head self-attention, or cross-attention to a context (Vaswani et al. 2017, section 3.2)."
+    "Multi-head self- or cross-attention (Vaswani et al. 2017, 3.2). Raises ValueError when heads do not divide dim."
 
     def __init__(
         self,

@@ -89,7 +89,7 @@ class MaskedConvStem(nn.Module):
 
 # %% ../nbs/1_method/06_audio_encoder.ipynb #b6357c76
 class AudioEncoder(nn.Module):
-    "Waveform to tokens: a transformer over log-mel patches."
+    "Waveform to tokens: a transformer over log-mel patches. Raises ValueError when these do not tile the bands."
 
     def __init__(
         self,

@@ -12,10 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from .types import SAMPLE_RATE
 from .plotting import SPECTRUM, new_axes
+from numpy.typing import ArrayLike
 
 # %% ../nbs/1_method/02b_clip_figures.ipynb #0cf7af8a
 def plot_frames(
-    frames,  # [T, H, W, 3] or [T, 3, H, W] uint8
+    frames: ArrayLike,  # [T, H, W, 3] or [T, 3, H, W] uint8
     times: Sequence[float] | None = None,  # [T] s of the frames; None counts frames
     title: str = "",
     max_frames: int = 12,  # draw every frame, or every second, third, ..., to have no more than this many
@@ -37,7 +38,7 @@ def plot_frames(
 
 # %% ../nbs/1_method/02b_clip_figures.ipynb #99cfee7d
 def plot_wave(
-    wave,  # [S] int16 or float, 16 kHz
+    wave: ArrayLike,  # [S] int16 or float, 16 kHz
     title: str = "",
     ax: Axes | None = None,  # None makes a new figure
 ) -> Axes:
@@ -54,7 +55,7 @@ def plot_wave(
 
 # %% ../nbs/1_method/02b_clip_figures.ipynb #8494a0b4
 def plot_logmel(
-    mel,  # [F, T] log energies
+    mel: ArrayLike,  # [F, T] log energies
     hop: float = 0.01,  # s from one column to the next
     title: str = "",
     label: str = "log energy",

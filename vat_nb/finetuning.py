@@ -15,7 +15,7 @@ from .model import VAT, HeadOutput, VATOutput
 from .momentum import make_teacher
 from .pseudo_labels import FlexMatchThresholds
 from .supervision import FixedWeighting, LossName, head_losses
-from .types import Batch, Stage, StepOutput
+from .types import Batch, EpochLog, Stage, StepOutput
 
 # %% ../nbs/1_method/17_finetuning.ipynb #d8b72476
 class FinetuneScales(NamedTuple):
@@ -137,6 +137,6 @@ class Finetune(nn.Module):
         logits = torch.cat([c.teacher["fused"].logits[c.batch.labels < 0] for c in contexts])
         self.thresholds.update(*all_gather_rows(logits)[0])
 
-    def after_epoch(self, history: list) -> None:  # history: an EpochLog for each epoch
+    def after_epoch(self, history: list[EpochLog]) -> None:  # history: of the epochs so far
         "Update the weights of the heads from the last epochs, if the weighting does so."
         self.weighting.update_weights(history)

@@ -167,7 +167,7 @@ def feature_encoder(encoder: nn.Module) -> nn.Module:
 
 # %% ../nbs/1_method/07_model.ipynb #c91510f3
 class VAT(nn.Module):
-    "The video-audio transformer (Ding et al. 2023)."
+    "The video-audio transformer (Ding et al. 2023). Raises ValueError for joint heads on encoders of two widths."
 
     def __init__(
         self,

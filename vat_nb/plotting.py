@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt, numpy as np, seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+from numpy.typing import ArrayLike
 
 # %% ../nbs/1_method/02_plotting.ipynb #e2979e9f
 MATRIX, SPECTRUM = "cividis", "magma"  # colour maps of matrices and spectrograms
@@ -47,7 +48,7 @@ def _write_numbers(ax: Axes, mesh, m: np.ndarray, fmt: str) -> None:  # mesh: th
 
 # %% ../nbs/1_method/02_plotting.ipynb #5bcfdc69
 def plot_matrix(
-    m,  # [R, C] numbers; tensor or array
+    m: ArrayLike,  # [R, C] numbers
     xlabel: str = "", ylabel: str = "", title: str = "",
     xticks: Sequence[str] | None = None,  # [C] names of the columns
     yticks: Sequence[str] | None = None,  # [R] names of the rows

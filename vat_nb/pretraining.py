@@ -16,7 +16,7 @@ from .masked_audio import masked_loss, num_masked, predict_masked_audio
 from .matching import matching_loss, matching_pairs
 from .model import VAT, EncoderOutput
 from .momentum import make_teacher
-from .types import Batch, Source, Stage, StepOutput, Tokens
+from .types import Batch, EpochLog, Source, Stage, StepOutput, Tokens
 
 # %% ../nbs/1_method/16_pretraining.ipynb #6c66410c
 class PretrainWeights(NamedTuple):
@@ -51,7 +51,7 @@ class PretrainContext(NamedTuple):
 
 # %% ../nbs/1_method/16_pretraining.ipynb #a0047f7d
 class Pretrain(nn.Module):
-    "Video-audio contrast, matching and masked audio modelling, with a momentum teacher (Ding et al. 2023)."
+    "Contrast, matching and masked audio with a teacher (Ding et al. 2023). Raises ValueError without a loss to take."
     stage: Stage = "pretrain"
 
     def __init__(
@@ -167,5 +167,5 @@ class Pretrain(nn.Module):
         keys = contexts[0].keys
         self.queue.enqueue(keys.video_embed, keys.audio_embed, keys.ids)
 
-    def after_epoch(self, history: list) -> None:  # history: an EpochLog for each epoch
+    def after_epoch(self, history: list[EpochLog]) -> None:  # history: of the epochs so far
         "Leave the weights as they are."

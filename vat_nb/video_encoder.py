@@ -41,7 +41,7 @@ def drop_tokens(
 
 # %% ../nbs/1_method/05_video_encoder.ipynb #0e3f6270
 class VideoEncoder(nn.Module):
-    "Frames to tokens: a tubelet vision transformer."
+    "Frames to tokens: a tubelet vision transformer. Raises ValueError when patches do not tile a frame."
     reads_features = False  # but frames
 
     def __init__(

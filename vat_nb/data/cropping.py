@@ -37,9 +37,10 @@ def orientation_of(
     "Read the display matrix of a frame."
     side = frame.side_data.get(Type.DISPLAYMATRIX)
     if side is None: return Orientation()
-    a, b, _, c, d = np.frombuffer(bytes(side), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y
-    if abs(a) + abs(d) >= abs(b) + abs(c): return Orientation(False, a < 0, d < 0)
-    return Orientation(True, c < 0, b < 0)
+    matrix = np.frombuffer(bytes(side), np.int32)[[0, 1, 3, 4]].reshape(2, 2)  # (x', y') = (x, y) @ matrix
+    flips = (matrix.diagonal() < 0).tolist()
+    if np.trace(np.abs(matrix)) >= np.abs(matrix).sum() / 2: return Orientation(False, *flips)
+    return Orientation(True, bool(matrix[1, 0] < 0), bool(matrix[0, 1] < 0))
 
 # %% ../../nbs/2_data/02c_cropping.ipynb #e0e90474
 @dataclass
@@ -158,7 +159,9 @@ class FrameCropper:
     _num_bytes: int = 0  # of the frames that wait
 
     @property
-    def is_empty(self) -> bool: return not self.jpegs and not self._queue
+    def is_empty(self) -> bool:
+        "Tell whether no frame was taken yet."
+        return not self.jpegs and not self._queue
 
     def add(self, shot: OnScreen) -> None:
         "Keep a frame; one of another size begins a stretch with a square of its own."

@@ -63,7 +63,7 @@ def _mer23_labels(root: Path, splits: tuple[str, ...]) -> tuple[pd.DataFrame, li
 def mer23(
     root: str | Path,  # holds train, test1, test2, test3 and their label files, a few levels down
 ) -> DatasetIndex:
-    "Read MER2023 as its organisers give it out: train, test1 (MULTI), test2 (NOISE), test3 (SEMI)."
+    "Read MER2023: train, test1 (MULTI), test2 (NOISE), test3 (SEMI). Raises DatasetMissing where it is not."
     root, splits = Path(root), ("train", "test1", "test2", "test3")
     videos = _split_videos({s: find_folders(root, s) for s in splits})
     if not len(videos):
@@ -143,7 +143,7 @@ def muse_mimic(
     root: str | Path,  # c1_muse_mimic, or a folder above it
     videos: str | None = None,  # folder of the videos below root; None looks everywhere below root
 ) -> DatasetIndex:
-    "Read MuSe-Mimic (Hume-Vidmimic) as the MuSe challenge gives it out: train, devel, test."
+    "Read MuSe-Mimic (Hume-Vidmimic): train, devel, test. Raises DatasetMissing where it is not."
     root = Path(root)
     paths = [next(iter(_find_files(root, [name])), None) for name in ("partition.csv", "labels.csv")]
     if None in paths:
@@ -206,7 +206,7 @@ def cheavd2(
     class_columns: tuple[str, ...] = _CLASS_COLUMNS,  # what the column of classes may be called
     aliases: dict[str, str] | None = None,  # other spellings of the classes
 ) -> DatasetIndex:
-    "Read CHEAVD2.0 (MEC 2017): train, val, test."
+    "Read CHEAVD2.0 (MEC 2017): train, val, test. Raises DatasetMissing where it is not."
     root, roles = Path(root), dict(id=name_columns, emotion=class_columns, split=("split",), speaker=("speaker",))
     lists = list(_cheavd2_tables(root, roles))
     if not lists:

@@ -121,7 +121,8 @@ def make_clip(
     plan: Plan,
 ) -> tuple[np.ndarray, np.ndarray]:  # [T, IMAGE_SIZE, IMAGE_SIZE, 3] uint8, [S] float32 at 16 kHz
     "Render one clip as its file will have it."
-    (frames, _), wave, _, rng = render_plan(plan)
+    clip = render_plan(plan)
+    frames, wave, rng = clip.film.frames, clip.wave, clip.rng
     if not plan.noisy: return frames, wave
     neutral = EXPRESSIONS["neutral"]
     others = [synthesize(write_script(rng, 4, 2), make_identity(rng), neutral, rng) for _ in range(2)]

@@ -35,7 +35,9 @@ class WindowSampler(Sampler):
         self.weights = None if weights is None else np.asarray(weights, dtype=float)
         self.windows = [(row, s) for row, n in enumerate(self.lengths) for s in window_starts(n, frames)]
 
-    def set_epoch(self, epoch: int) -> None: self.epoch = epoch  # another epoch draws differently, the same the same
+    def set_epoch(self, epoch: int) -> None:
+        "Choose the epoch: another one draws differently, the same one the same."
+        self.epoch = epoch
 
     def __len__(self) -> int:
         if not self.shuffle: return len(self.windows)

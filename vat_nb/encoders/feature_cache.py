@@ -68,7 +68,8 @@ class FeatureSource(Protocol):
     "A source of features: a backbone that computes them, a folder of others, or a cache."
     layout: FeatureLayout
 
-    def read(self, clip: Clip) -> ClipFeatures: ...
+    def read(self, clip: Clip) -> ClipFeatures:
+        "Read the features of a clip."
 
 # %% ../../nbs/4_encoders/08_feature_cache.ipynb #354febca
 def half_precision(

@@ -61,7 +61,7 @@ def _outputs(out: VATOutput) -> dict[str, torch.Tensor]:  # [B, ...] each
 def predict(
     model: VAT,
     loader: DataLoader,  # from `make_loader(..., shuffle=False)`
-    autocast=None,  # context maker for mixed precision, such as `accelerator.autocast`
+    autocast: Callable | None = None,  # context maker for mixed precision, such as `accelerator.autocast`
     view: Callable[[Batch], Batch] | None = None,  # changes each batch before the model sees it
 ) -> Predictions:
     "Predict every clip of a loader; the model is left in the mode it was in."

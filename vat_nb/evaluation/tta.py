@@ -6,6 +6,7 @@
 __all__ = ['TTA_VIEWS', 'hflip', 'time_shift', 'predict_views']
 
 # %% ../../nbs/5_evaluation/04b_tta.ipynb #52e5c768
+from collections.abc import Callable
 import torch
 from torch.utils.data import DataLoader
 from .predictions import Predictions, predict
@@ -41,7 +42,7 @@ def time_shift(
 def predict_views(
     model: VAT,
     loader: DataLoader,  # from `make_loader(..., shuffle=False)`
-    autocast=None,  # context maker for mixed precision
+    autocast: Callable | None = None,  # context maker for mixed precision
 ) -> dict[str, Predictions]:  # view -> its predictions; the first is the clips as they are
     "Predict every clip of a loader as it is, mirrored, and half a tubelet later."
     if model.video.reads_features:  # features know neither left nor right, nor what comes before them

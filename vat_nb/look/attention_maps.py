@@ -139,8 +139,7 @@ def cells_inside(
     def along(low, high):
         length = np.minimum(high[:, None], edges[1:]) - np.maximum(low[:, None], edges[:-1])
         return np.clip(length, 0, None) * grid
-    left, top, right, bottom = boxes.T
-    inside = along(top, bottom)[:, :, None] * along(left, right)[:, None]
+    inside = along(boxes[:, 1], boxes[:, 3])[:, :, None] * along(boxes[:, 0], boxes[:, 2])[:, None]
     return np.stack([inside[s:s + frames].mean(0) for s in range(0, len(inside), frames)])
 
 

@@ -55,7 +55,8 @@ class PredictPanel(Controls):
         hop: float | None = None,  # s from one window to the next; None is half a window
         device: str = "cpu",
     ):
-        w, self.model, self.run, self.out = ipywidgets, model, run, Path(out)
+        w, self.out = ipywidgets, Path(out)
+        self.model, self.run = model, run
         self.hop, self.device, self.recognizer = hop, device, None
         accept, layout = ",".join(["video/*", "audio/*", *sorted(SUFFIXES)]), w.Layout(width="160px")
         self.upload = w.FileUpload(accept=accept, description="Choose a video", layout=layout)

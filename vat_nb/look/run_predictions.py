@@ -7,6 +7,7 @@ __all__ = ['SNAPSHOT_CLIPS', 'MODELS', 'MAX_MATCH_CLIPS', 'subsample_rows', 'Run
 
 # %% ../../nbs/7_look/05d_run_predictions.ipynb #fea4c9a4
 import hashlib
+from typing import NamedTuple, Literal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 import numpy as np, torch
@@ -113,6 +114,14 @@ def snapshot(
     at = " ".join(map(str, epoch_key))
     raise ValueError(f"this run keeps no snapshot of {subset} by the {source} at {at}: choose another moment")
 
+# %% ../../nbs/7_look/05d_run_predictions.ipynb #0b2a3971
+class _CacheKey(NamedTuple):
+    "Which predictions of a model."
+    subset: str
+    stage: Stage
+    source: Source
+    kind: Literal["vectors", "matching"]
+
 # %% ../../nbs/7_look/05d_run_predictions.ipynb #ac6aabec
 @patch
 def matching(
@@ -131,7 +140,7 @@ def matching(
     base = subsample_rows(len(clips), MAX_MATCH_CLIPS)
     def compute(model, build):
         return dict(matching=torch.from_numpy(matching_matrix(model, build([clips[i] for i in base]))))
-    matrix = self._load_or_compute((subset, epoch_key, source, "matching"), compute)["matching"].numpy()
+    matrix = self._load_or_compute(_CacheKey(subset, epoch_key[0], source, "matching"), compute)["matching"].numpy()
     positions = np.searchsorted(base, rows)
     return matrix[np.ix_(positions, positions)]
 
@@ -152,29 +161,28 @@ def _model_snapshot(self: RunPredictions, subset: str, stage: Stage, source: Sou
     def compute(model, build):
         s = take_snapshot(model, build(clips), stage, -1, source)
         return {k: torch.from_numpy(getattr(s, k)) for k in ARRAYS} | dict(temperature=torch.tensor(s.temperature))
-    tensors = self._load_or_compute((subset, (stage, -1), source, "vectors"), compute)
+    tensors = self._load_or_compute(_CacheKey(subset, stage, source, "vectors"), compute)
     return Snapshot(stage, -1, source, *(tensors[k].numpy() for k in ARRAYS), float(tensors["temperature"]))
 
 # %% ../../nbs/7_look/05d_run_predictions.ipynb #5bab5c8c
 @patch
 def _load_or_compute(
     self: RunPredictions,
-    key: tuple[str, tuple[str, int], str, str],  # subset, epoch key, source, kind of prediction
+    key: _CacheKey,
     compute: Callable[[VAT, Callable[[list[Clip]], DataLoader]], dict[str, torch.Tensor]],
 ) -> dict[str, torch.Tensor]:
     if key in self.cache: return self.cache[key]
-    subset, (stage, _), source, kind = key
-    weights, clips = self.weights(stage, source), self.clips(subset)
+    weights, clips = self.weights(key.stage, key.source), self.clips(key.subset)
     if not weights.is_file():
         raise ValueError(f"this run holds no {weights.name}: choose another moment, or student for teacher")
     metadata = dict(clips=[c.id for c in clips], weights=fingerprint(weights))
     digest = hashlib.sha256("\0".join(metadata["clips"]).encode()).hexdigest()[:8]  # panels differ in clips of a split
-    file = self.run.folder / f"snapshots/live-{digest}-{stage}-{source}-{kind}.safetensors"
+    file = self.run.folder / f"snapshots/live-{digest}-{key.stage}-{key.source}-{key.kind}.safetensors"
     try: tensors, origin = load_tensors(file) if file.is_file() else ({}, None)
     except ValueError: origin = None  # damaged: computed again
     if origin != metadata:
         recipe = self.run.recipe.replace(num_workers=0)
-        model = run_model(self.run, stage, source, self.device)
+        model = run_model(self.run, key.stage, key.source, self.device)
         tensors = compute(model, lambda selection: build_loader(self.store, selection, recipe))
         try: save_tensors(file, tensors, metadata)
         except OSError: pass  # a folder that cannot be written to: cached for this session only

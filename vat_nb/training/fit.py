@@ -14,7 +14,7 @@ from typing import Any
 import torch, torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from ..distributed import full_state_dict, process_count, process_rank, shard_blocks, share_loader
 from ..finetuning import Finetune
@@ -49,7 +49,7 @@ def log_skipped_step(
     path: Path,  # of the checkpoint
     epoch: int, step: int,  # counted from 1
     batches: list[Batch],  # of the step, in this process
-    dataset,  # names its clips, if it has `clips`
+    dataset: Dataset,  # names its clips, if it has `clips`
 ) -> None:
     "Write the clips of a skipped step to <checkpoint>.skipped.csv."
     rows = [i for b in batches for i in b.index.tolist()]
