@@ -93,7 +93,7 @@ def test_label_sweep_trains_each_run_once(where, tmp_path):
     assert "ways has no 'none'; it can be: plain" in message
 
 
-def test_causes_need_a_synthetic_release(tmp_path):
+def test_causes_need_a_synthetic_dataset(tmp_path):
     _, message, _ = papermill(tmp_path, "dataset=manifest", "encoders=none", name="causes", check=False)
     assert "manifest is no synthetic data set" in message
 

@@ -17,8 +17,8 @@ from vat_nb.data.preprocessing import preprocess
 from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
-    data set = mer23(sys.argv[1])
-    preprocess(build_clips(data set), data set.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
+    index = mer23(sys.argv[1])
+    preprocess(build_clips(index), index.task, sys.argv[2], fps=10.0, size=64, processes=int(sys.argv[3]))
 """
 
 
@@ -82,7 +82,7 @@ def test_wrong_parameters_stop_at_once(tmp_path, wrong, says):
     assert code != 0 and "ParameterError" in printed and says in printed and not out.exists()
 
 
-def test_missing_release_says_what_to_do(tmp_path):
+def test_missing_dataset_says_what_to_do(tmp_path):
     code, printed, _ = papermill(
         tmp_path, "dataset=mer23", f"data_dir={tmp_path / 'nothing'}", f"store_dir={tmp_path / 'store'}"
     )
@@ -109,11 +109,11 @@ def test_the_whole_road(small_dataset, tmp_path):
 
     import pandas as pd
 
-    index = shutil.copytree(small_dataset, tmp_path / "my videos")
-    spoilt, blank = sorted((index / "test1").iterdir())[0], sorted((index / "train").iterdir())[0]
+    root = shutil.copytree(small_dataset, tmp_path / "my videos")
+    spoilt, blank = sorted((root / "test1").iterdir())[0], sorted((root / "train").iterdir())[0]
     spoilt.write_bytes(spoilt.read_bytes()[:400])
     blank.write_bytes(b"")
-    assignments = ("dataset=mer23", f"data_dir={index}", f"store_dir={tmp_path / 'store'}", *FAST)
+    assignments = ("dataset=mer23", f"data_dir={root}", f"store_dir={tmp_path / 'store'}", *FAST)
     _, _, out = papermill(tmp_path, *assignments, check=True)
     result = json.loads((out / "metrics.json").read_text())
     assert result["dataset"] == "mer23" and set(result["splits"]) == {"test1", "test2", "test3"}
@@ -124,7 +124,7 @@ def test_the_whole_road(small_dataset, tmp_path):
     }
     for split in ("test1", "test2", "test3"):
         rows = pd.read_csv(out / f"submission_{split}.csv", dtype=str, keep_default_na=False)
-        assert sorted(rows["name"]) == sorted(p.stem for p in (index / split).iterdir()), (
+        assert sorted(rows["name"]) == sorted(p.stem for p in (root / split).iterdir()), (
             "one row for every clip asked for"
         )
         assert list(rows) == ["name", "discrete", "valence"] and rows["discrete"].ne("").all()
@@ -176,10 +176,10 @@ def test_preprocess_notebook_writes_store_and_tree(small_dataset, tmp_path):
 def test_unknown_class_names_the_row(small_dataset, tmp_path):
     import shutil
 
-    index = shutil.copytree(small_dataset, tmp_path / "r")
-    labels = index / "train-label.csv"
+    root = shutil.copytree(small_dataset, tmp_path / "r")
+    labels = root / "train-label.csv"
     labels.write_text(labels.read_text().replace("happy", "jolly", 1))
-    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={index}", f"store_dir={tmp_path / 'store'}")
+    code, printed, _ = papermill(tmp_path, "dataset=mer23", f"data_dir={root}", f"store_dir={tmp_path / 'store'}")
     assert code != 0 and "unknown class" in printed and "'jolly'" in printed and "train-label.csv:" in printed
 
 
@@ -503,9 +503,9 @@ from vat_nb.data.preprocessing import preprocess
 from vat_nb.data.validation import build_clips
 from vat_nb.data.datasets import mer23
 if __name__ == "__main__":
-    data set = mer23(sys.argv[1])
+    index = mer23(sys.argv[1])
     with Client(scheduler_file=sys.argv[3]) as client:
-        preprocess(build_clips(data set), data set.task, sys.argv[2], fps=10.0, size=64, client=client)
+        preprocess(build_clips(index), index.task, sys.argv[2], fps=10.0, size=64, client=client)
 """
 
 

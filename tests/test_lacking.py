@@ -34,7 +34,7 @@ def tiny_graph(path):
     return f"onnx:{path}"
 
 
-def test_a_release_without_one_label(names, small_dataset, tmp_path):  # noqa: F811
+def test_a_dataset_without_one_label(names, small_dataset, tmp_path):  # noqa: F811
     "From clips without labels to recall and matching of those held out; features alone; the audit of the same clips."
     pytest.importorskip("onnxruntime")
     clips = sorted((small_dataset / "train").glob("*.mp4"))[:16]
@@ -75,13 +75,13 @@ AUDIO_SUFFIX = {".mp4": ".m4a", ".avi": ".mp3"}
 
 
 @pytest.mark.parametrize("kind", ["video only", "audio only", "silent test"])
-def test_a_release_that_lacks_a_stream(small_dataset, tmp_path, kind):
+def test_a_dataset_that_lacks_a_stream(small_dataset, tmp_path, kind):
     "Without audio or without video, or with a silent test split: training, scores, a row for every clip."
-    index = tmp_path / "dataset"
+    root = tmp_path / "dataset"
     for path in small_dataset.rglob("*"):
         if path.is_dir():
             continue
-        copy = index / path.relative_to(small_dataset)
+        copy = root / path.relative_to(small_dataset)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix not in AUDIO_SUFFIX or kind == "silent test" and path.parent.name != "test1":
             shutil.copy(path, copy)
@@ -89,7 +89,7 @@ def test_a_release_that_lacks_a_stream(small_dataset, tmp_path, kind):
             keep_stream(path, copy.with_suffix(AUDIO_SUFFIX[path.suffix]), "audio")
         else:
             keep_stream(path, copy, "video")
-    where = "dataset=mer23", f"data_dir={index}", f"store_dir={tmp_path / 'store'}"
+    where = "dataset=mer23", f"data_dir={root}", f"store_dir={tmp_path / 'store'}"
     _, _, out = papermill(tmp_path, *where, *FAST, "snapshot_clips=6", check=True)
     result = json.loads((out / "metrics.json").read_text())
     assert set(result["splits"]) == {"test1", "test2", "test3"} and result["held_out"] == (

@@ -48,7 +48,7 @@ def write(folder, table, **how):
     return folder
 
 
-def released(folder):
+def index_of(folder):
     from vat_nb.data.validation import validate_dataset
     from vat_nb.data.manifest import manifest
 
@@ -151,7 +151,7 @@ def test_corrected_labels_are_never_mixed_with_old_weights(clips, tmp_path):
     ],
 )
 def test_numbers(clips, name, change, how, targets):
-    index, report = released(write(clips, listed(clips, **change), **how))
+    index, report = index_of(write(clips, listed(clips, **change), **how))
     assert index.task.targets == targets
     columns = report[report["problem"] == "column"].set_index("id")["detail"]
     column = next(iter(change))
@@ -164,7 +164,7 @@ def test_numbers(clips, name, change, how, targets):
     [("utf-8", "colère"), ("utf-8-sig", "愤怒"), ("utf-16", "colère"), ("cp1252", "colère"), ("gb18030", "愤怒")],
 )
 def test_encodings(clips, encoding, word):
-    index, report = released(
+    index, report = index_of(
         write(clips, listed(clips).replace(dict(emotion=dict(angry=word))), encoding=encoding, sep="\t")
     )
     assert word in index.task.classes and len(index.task.classes) == 3
@@ -174,7 +174,7 @@ def test_encodings(clips, encoding, word):
 def test_spellings_names_and_splits(clips):
     table = listed(clips)
     mixed = table["emotion"].where(table.index % 2 == 0, table["emotion"].str.upper())
-    index, report = released(write(clips, table.assign(emotion=mixed)))
+    index, report = index_of(write(clips, table.assign(emotion=mixed)))
     assert len(index.task.classes) == 6 and (report["problem"] == "spellings of one class").sum() == 3
     from vat_nb.data.manifest import manifest
 
@@ -182,21 +182,17 @@ def test_spellings_names_and_splits(clips):
     renamed = table.rename(columns=dict(path="File", split="SET", emotion="Label")).replace(
         dict(SET=dict(train="Train", test="Testing"))
     )
-    index, report = released(write(clips, renamed))
-    assert (
-        index.task.classes == CLASSES
-        and set(index.labels["split"]) == {"train", "test"}
-        and len(index.videos) == 18
-    )
-    index, report = released(write(clips, table.assign(path=table["path"].str.replace("/", "\\"))))
+    index, report = index_of(write(clips, renamed))
+    assert index.task.classes == CLASSES and set(index.labels["split"]) == {"train", "test"} and len(index.videos) == 18
+    index, report = index_of(write(clips, table.assign(path=table["path"].str.replace("/", "\\"))))
     assert len(index.videos) == 18
     only = table["emotion"].where(table["split"] == "train", "happy")
-    assert "class in one split only" in set(released(write(clips, table.assign(emotion=only)))[1]["problem"])
+    assert "class in one split only" in set(index_of(write(clips, table.assign(emotion=only)))[1]["problem"])
     (clips / "manifest.csv").write_text("path,split,emotion\nc/a,b.mp4,train,happy\n")
     from vat_nb.data.tables import DatasetError
 
     with pytest.raises(DatasetError, match="more fields than the header"):
-        released(clips)
+        index_of(clips)
     write(clips, table)
 
 
@@ -213,7 +209,7 @@ def test_parts_of_one_file(clips, tmp_path):
         (part, "test", "sad", 0.8, 0.3),
         (part, "test", "happy", 0.7, 0.9),
     ]
-    index, report = released(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
+    index, report = index_of(write(clips, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
     assert "part outside the file" in set(report["problem"]) and len({c.id for c in build_clips(index)}) == 5
     preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
     store = open_store(tmp_path)
@@ -242,7 +238,7 @@ def test_twenty_thousand_rows(tmp_path):
             valence=np.linspace(0, 1, n),
         )
     )
-    index, report = released(write(tmp_path, table))
+    index, report = index_of(write(tmp_path, table))
     assert len(build_clips(index)) == n and (report["problem"] == "label without a video").sum() == n - 500
 
 
@@ -263,7 +259,7 @@ def test_sound_in_a_file_of_its_own(clips, tmp_path, place):
     table = pd.DataFrame(
         dict(path=["video/a.mp4"], split="train", emotion="happy") | (dict(audio=[where]) if place == "column" else {})
     )
-    index, _ = released(write(tmp_path, table))
+    index, _ = index_of(write(tmp_path, table))
     preprocess(build_clips(index), index.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     media = store.media(store.clips[0])
@@ -284,7 +280,7 @@ def test_parts_of_a_video_with_sound_of_its_own(clips, tmp_path):
     t = np.arange(16000) / 16000
     soundfile.write(tmp_path / "a.wav", 0.4 * np.sin(2 * np.pi * np.where(t < 0.5, 700, 1500) * t), 16000)
     rows = [("a.mp4", "train", "happy", 0, 0.5), ("a.mp4", "train", "sad", 0.5, 1)]
-    index, _ = released(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
+    index, _ = index_of(write(tmp_path, pd.DataFrame(rows, columns=["path", "split", "emotion", "start", "end"])))
     preprocess(build_clips(index), index.task, tmp_path / "store", fps=10.0, size=48, processes=1)
     store = open_store(tmp_path / "store")
     peak_hz = {}
@@ -398,7 +394,7 @@ def test_a_store_tells_that_labels_changed(clips, tmp_path, capsys):
 
     table = listed(clips)
     for labels in (table, table.assign(emotion=table["emotion"].replace(dict(happy="sad")))):
-        index, _ = released(write(clips, labels))
+        index, _ = index_of(write(clips, labels))
         preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
         assert json.loads((tmp_path / "settings.json").read_text())["labels"] == labels_digest(
             open_store(tmp_path).clips
@@ -413,7 +409,7 @@ def test_a_store_that_was_cut_off_is_finished(clips, tmp_path):
     from vat_nb.data.preprocessing import preprocess
     from vat_nb.data.validation import build_clips
 
-    index, _ = released(write(clips, listed(clips)))
+    index, _ = index_of(write(clips, listed(clips)))
     again = lambda: preprocess(build_clips(index), index.task, tmp_path, fps=4.0, size=48, processes=1)
     again()
     (tmp_path / "settings.json").unlink()

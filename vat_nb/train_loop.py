@@ -76,7 +76,7 @@ class EpochSums:
             for k, v in values.items(): sums[k] = sums.get(k, 0) + v
         self.grad_norm = self.grad_norm + step.grad_norm.detach()
 
-
+# %% ../nbs/1_method/18_train_loop.ipynb #5177197f
 @dataclass
 class EpochState:
     "How far an epoch has come; it is saved with the weights, so that a run goes on within an epoch."

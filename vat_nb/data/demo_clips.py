@@ -89,10 +89,8 @@ def plan_demo(
             file = demo.file.format(split=split, k=len(plans) + 1, new=new) + suffix
             person = seed * 1000 + first + i % people[split]
             audio_person = person if same_person else person + 10_000_000  # who is in no split
-            plans.append(Plan(
-                Path(file).stem, split, file, person, audio_person, emotion, uninformative, strength, valence, labelled,
-                noisy=split in demo.corrupted,
-            ))
+            content = person, audio_person, emotion, uninformative, strength, valence
+            plans.append(Plan(Path(file).stem, split, file, *content, labelled, noisy=split in demo.corrupted))
         first += people[split]
     return plans
 
