@@ -571,8 +571,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                             'vat_nb/distributed.py'),
                                     'vat_nb.distributed.all_reduce_sum': ( '1_method/distributed.html#all_reduce_sum',
                                                                            'vat_nb/distributed.py'),
-                                    'vat_nb.distributed.average_gradients': ( '1_method/distributed.html#average_gradients',
-                                                                              'vat_nb/distributed.py'),
                                     'vat_nb.distributed.clip_gradients': ( '1_method/distributed.html#clip_gradients',
                                                                            'vat_nb/distributed.py'),
                                     'vat_nb.distributed.full_state_dict': ( '1_method/distributed.html#full_state_dict',

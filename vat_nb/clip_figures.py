@@ -10,9 +10,9 @@ import math
 from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 from .types import SAMPLE_RATE
 from .plotting import SPECTRUM, new_axes
-from numpy.typing import ArrayLike
 
 # %% ../nbs/1_method/02b_clip_figures.ipynb #0cf7af8a
 def plot_frames(

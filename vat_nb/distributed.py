@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LOADER_OPTIONS', 'process_count', 'process_rank', 'owned_batches', 'DistributedBatchSampler', 'share_loader',
            'all_reduce_sum', 'step_scales', 'all_gather_rows', 'full_tensor', 'full_state_dict', 'shard_blocks',
-           'average_gradients', 'clip_gradients']
+           'clip_gradients']
 
 # %% ../nbs/1_method/15_distributed.ipynb #7d6783f0
 from collections.abc import Callable, Iterator
@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.utils.data import DataLoader, Sampler
 from .transformer import attention_blocks
@@ -155,22 +156,12 @@ def shard_blocks(
         for encoder in (model.video, model.audio):
             for blocks in attention_blocks(encoder).values():
                 for block in blocks: fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    shards = [name for name, p in sharded.named_parameters() if isinstance(p, DTensor)]
+    # they average their gradients themselves; DistributedDataParallel averages all others
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(sharded, shards)
     return sharded.to(device)
 
 # %% ../nbs/1_method/15_distributed.ipynb #5731f1f5
-def average_gradients(
-    module: nn.Module,  # after its backward pass, in every process
-) -> None:
-    "Average the gradients of whole weights; those of sharded blocks already are."
-    params = [p for p in module.parameters() if p.requires_grad and not isinstance(p, DTensor)]
-    has_gradient = torch.tensor([p.grad is not None for p in params], dtype=torch.uint8, device=params[0].device)
-    for p, n in zip(params, all_reduce_sum(has_gradient).tolist()):
-        if not n: continue  # a weight that no process used has no gradient, and does not decay
-        if p.grad is None: p.grad = torch.zeros_like(p)
-        dist.all_reduce(p.grad)
-        p.grad /= process_count()
-
-
 def clip_gradients(
     module: nn.Module,
     max_norm: float,  # largest norm of the gradient

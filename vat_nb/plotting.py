@@ -11,10 +11,10 @@ import io, math
 from collections.abc import Sequence
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, seaborn as sns
+from numpy.typing import ArrayLike
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from numpy.typing import ArrayLike
 
 # %% ../nbs/1_method/02_plotting.ipynb #e2979e9f
 MATRIX, SPECTRUM = "cividis", "magma"  # colour maps of matrices and spectrograms

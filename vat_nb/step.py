@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np, torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from .distributed import all_reduce_sum, average_gradients, clip_gradients, process_count, process_rank
+from .distributed import all_reduce_sum, clip_gradients, process_count, process_rank
 from .finetuning import Finetune, FinetuneContext
 from .optimizer import OptimConfig
 from .pretraining import Pretrain, PretrainContext
@@ -95,8 +95,8 @@ def compute_gradients(
         contexts = objective.gather(views)
         for place, context in zip(places, contexts):
             seed_step(*key, place, 1)
-            last = config.shard_encoders or place == places[-1]
-            with nullcontext() if last else accelerator.no_sync(wrapped):  # gradients are averaged once per step
+            # gradients are averaged once per step, those of shards in each backward pass
+            with nullcontext() if place == places[-1] else accelerator.no_sync(wrapped):
                 outputs.append(wrapped(context, alpha))
                 accelerator.backward(outputs[-1].loss)
     return StepGradients(sum_outputs(outputs), clip_step(objective, accelerator, config), contexts)
@@ -104,11 +104,9 @@ def compute_gradients(
 # %% ../nbs/1_method/17c_step.ipynb #e29f0608
 def clip_step(objective: nn.Module, accelerator: Accelerator, config: OptimConfig) -> Tensor:
     "Clip the gradients of a step; returns their norm before it."
-    if not config.shard_encoders:
-        trained = [p for p in objective.parameters() if p.requires_grad]
-        return accelerator.clip_grad_norm_(trained, config.max_grad_norm)
-    average_gradients(objective)
-    return clip_gradients(objective, config.max_grad_norm)
+    if config.shard_encoders: return clip_gradients(objective, config.max_grad_norm)
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return accelerator.clip_grad_norm_(trained, config.max_grad_norm)
 
 
 def sum_outputs(outputs: list[StepOutput]) -> StepOutput:

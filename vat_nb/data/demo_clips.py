@@ -114,7 +114,7 @@ def render_plan(
     script = write_script(rng, voice.rate, rng.uniform(1.6, 1.9))
     return RenderedClip(render_frames(script, person, face, rng), synthesize(script, speaker, voice, rng), script, rng)
 
-
+# %% ../../nbs/2_data/09d_demo_clips.ipynb #c932363b
 def make_clip(
     plan: Plan,
 ) -> tuple[np.ndarray, np.ndarray]:  # [T, IMAGE_SIZE, IMAGE_SIZE, 3] uint8, [S] float32 at 16 kHz

@@ -10,8 +10,8 @@ __all__ = ['FPS', 'IMAGE_SIZE', 'Colour', 'Canvas', 'shade', 'draw_head', 'draw_
 import math
 from typing import NamedTuple
 import cv2, numpy as np
-from .demo_people import Expression, Identity, Script, mouth_trajectory
 from numpy.typing import ArrayLike
+from .demo_people import Expression, Identity, Script, mouth_trajectory
 
 # %% ../../nbs/2_data/09c_demo_faces.ipynb #f3d3a028
 FPS, IMAGE_SIZE = 10, 80  # frames per second, pixels

@@ -146,8 +146,7 @@ class StageRun:
         if saved and best_epoch(self.history): self.best = load_tensors(self.checkpoints.best)[0]
         self.sampler, self.loader, self.optimizer = loader.sampler, share_loader(loader), accelerator.prepare(optimizer)
         wrapped = self.objective
-        if len(self.history) < epochs:  # sharded blocks average their gradients themselves
-            wrapped = accelerator.prepare_model(wrapped, device_placement=False, evaluation_mode=sharded)
+        if len(self.history) < epochs: wrapped = accelerator.prepare_model(wrapped, device_placement=False)
         self.run_step = StepRunner(self.objective, wrapped, accelerator, config, seed)
         total = epochs * len(self.loader)
         self.bar = tqdm(
