@@ -196,11 +196,16 @@ class Notebook:
 
     @contextmanager
     def changes(self, selector=PICTURES, timeout=60):
-        "What is done in this `with` must give a picture another `src`; then the kernel is idle again. timeout in s."
+        "What is done in this `with` must give a picture another `src`; then the page is at rest. timeout in s."
         before = self.sources(selector)
         yield
         self.wait_change(before, selector, timeout)
         self.idle(timeout)
+        # several keys are several drawings, and the kernel is idle between two of them
+        while (now := self.sources(selector)) != before:
+            before = now
+            self.page.wait_for_timeout(150)
+            self.idle(timeout)
 
     def interrupt(self):
         "Stop what runs, as the stop button does."

@@ -69,8 +69,8 @@ def embedding_history(
     for s in snapshots:
         step = s.epoch + (pretrain_epochs if s.stage == "finetune" else 0)
         metrics = embedding_metrics(s.video_embed, s.audio_embed, s.match_prob)._asdict()
-        recall = metrics.pop("recall").stack()
-        metrics |= {f"{name}@{k}": value for (k, name), value in recall.items()}
+        for k, row in metrics.pop("recall").to_dict("index").items():
+            metrics |= {f"{name}@{k}": value for name, value in row.items()}
         rows.append(dict(stage=s.stage, epoch=s.epoch, step=step, source=s.source) | metrics)
     return pd.DataFrame(rows)
 
