@@ -424,7 +424,7 @@ SUMMARIES = dict(summary=readme_table, javased_recipes=javased_recipes_table, de
 
 MARKED = (  # pages with tables of studies
     "nbs/index.ipynb",
-    "nbs/7_look/06_av_consistency.ipynb",
+    "nbs/7_look/06c_av_consistency.ipynb",
     "README.md",
     "docs/howto/pretrained.md",
     "docs/howto/look.md",
