@@ -112,8 +112,8 @@ def test_a_stored_clip_that_is_a_link_to_elsewhere(store, tmp_path):
 @pytest.mark.parametrize(
     "old, new, says",
     [
-        ('"task": {', '"task": 7, "was": {', "describes no task of this version"),
-        ('"classes": [', '"color": 1, "classes": [', "describes no task of this version"),
+        ('"task": {', '"task": 7, "was": {', "describes no task of this version of vat_nb"),
+        ('"classes": [', '"color": 1, "classes": [', "describes no task of this version of vat_nb"),
         ('"fps": 10.0', '"fps": "fast"', "is no store of vat_nb"),
         ('"fps": 10.0', '"fps": NaN', "is no store of vat_nb"),
         ('"size": 64', '"size": 1000000000', "is no store of vat_nb"),
@@ -311,9 +311,9 @@ def test_recipes_that_no_model_has(saved, recipe, says, monkeypatch):
     [
         (dict(recipe=[]), "does not say how its model is built"),
         (dict(recipe={}), "does not say how its model is built"),
-        (dict(task=[]), "describes no task of this version"),
-        (dict(task=dict(classes=["a"] * 10**6)), "describes no task of this version"),
-        (dict(task=dict(classes=["a"], evil="x")), "describes no task of this version"),
+        (dict(task=[]), "describes no task of this version of vat_nb"),
+        (dict(task=dict(classes=["a"] * 10**6)), "describes no task of this version of vat_nb"),
+        (dict(task=dict(classes=["a"], evil="x")), "describes no task of this version of vat_nb"),
         (dict(temperature="hot"), "temperature cannot be 'hot'"),
         (dict(temperature=0.0), "temperature cannot be 0.0"),
         (dict(temperature=float("nan")), "temperature cannot be nan"),

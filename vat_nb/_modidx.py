@@ -216,6 +216,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'vat_nb/data/datasets.py'),
                                       'vat_nb.data.datasets._mer23_labels': ( '2_data/datasets.html#_mer23_labels',
                                                                               'vat_nb/data/datasets.py'),
+                                      'vat_nb.data.datasets._select_roles': ( '2_data/datasets.html#_select_roles',
+                                                                              'vat_nb/data/datasets.py'),
                                       'vat_nb.data.datasets._split_of': ('2_data/datasets.html#_split_of', 'vat_nb/data/datasets.py'),
                                       'vat_nb.data.datasets._split_videos': ( '2_data/datasets.html#_split_videos',
                                                                               'vat_nb/data/datasets.py'),

@@ -182,6 +182,11 @@ def _split_of(path: Path) -> str:
     return ""
 
 # %% ../../nbs/2_data/06_datasets.ipynb #dce8aa18
+def _select_roles(table: LabelTable, columns: dict[str, str]) -> pd.DataFrame:  # columns: role -> name in the table
+    "Select the columns of some roles, and the line of each row."
+    return table.rows[[*columns.values(), "source_line"]].set_axis([*columns, "source_line"], axis=1)
+
+
 _NAME_COLUMNS = ("name", "filename", "file", "video", "clip", "id")
 _CLASS_COLUMNS = ("emotion", "label", "class", "discrete", "情感", "标签")
 
@@ -194,7 +199,7 @@ def _cheavd2_tables(root: Path, roles: dict[str, tuple[str, ...]]) -> Iterable[t
         except DatasetError: continue  # a text that is no table
         columns = match_columns(table.rows.columns, roles)
         if not {"id", "emotion"} <= set(columns) or columns["id"] == columns["emotion"]: continue
-        rows = pd.DataFrame({role: table.rows[c] for role, c in (*columns.items(), ("source_line", "source_line"))})
+        rows = _select_roles(table, columns)
         split = rows["split"].map(split_name) if "split" in rows else _split_of(path.relative_to(root))
         yield table, rows.assign(split=split)
 
@@ -239,7 +244,7 @@ def add_speakers(
     columns = match_columns(table.rows.columns, dict(name=_NAME_COLUMNS, speaker=COLUMNS["speaker"]))
     if len(columns) < 2:
         raise DatasetError(f"{path} needs the columns name and speaker, has {', '.join(table.rows.columns[:-1])}")
-    rows = pd.DataFrame({role: table.rows[c] for role, c in (*columns.items(), ("source_line", "source_line"))})
+    rows = _select_roles(table, columns)
     rows = rows[~rows["speaker"].map(is_missing)]
     rows["name"] = rows["name"].map(_clip_name)
     for name, same in rows.groupby("name"):

@@ -107,7 +107,7 @@ def load_optimizer(
     model: nn.Module,  # whose parameters it moves
 ) -> None:
     "Restore the state of an optimiser."
-    content = get_optimizer_state_dict(model, optimizer, options=FULL)
+    content = get_optimizer_state_dict(model, optimizer)  # for its names: not gathered, as its values are replaced
     for name, state in list(content["state"].items()):
         saved = {k: tensors[f"optimizer.{name}.{k}"] for k in state if f"optimizer.{name}.{k}" in tensors}
         if saved: content["state"][name] = saved

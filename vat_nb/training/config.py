@@ -71,7 +71,7 @@ class Recipe(
 # %% ../../nbs/3_training/01b_config.ipynb #0e95a39b
 FIELDS = {f.name: f for f in dataclasses.fields(Recipe)}
 RENAMED = dict(  # old name -> name
-    root="data_dir", store="store_dir", out="output_dir", like="extends", index="layout_options",
+    root="data_dir", store="store_dir", out="output_dir", like="extends", release="layout_options",
     image="image_size", size="model_size", frames="num_frames", cores="preprocess_workers", workers="num_workers",
     processes="num_processes", limit="decode_timeout_s", tree="export_files", faces="face_detector",
     audit="clip_weights", against_speaker="speaker_normalization", tune="encoder_tuning",
